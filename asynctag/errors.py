@@ -1,0 +1,75 @@
+"""Everything that asynctag raises, in one tree.
+
+AsynctagError
+├── ConfigurationError      the set-up is wrong: said when the code is imported or the application starts
+│   ├── TagTemplateError    a template of tags names what is not there, or what has no safe text
+│   └── UnsupportedTypeError  a type whose values cannot be kept and given back the same
+├── InvalidTagError         a tag that is empty, not a string, too long
+├── InvalidKeyError         a key that is empty, not a string, too long
+├── UnstableArgumentError   an argument that has no stable key
+├── ValueNotCacheableError  a value that would not come back the same
+├── CorruptEntryError       bytes in a backend that are not an entry of ours (always a miss, never seen by callers)
+├── BackendError            the backend did not answer, or not as it should
+│   └── InvalidationError   an invalidation that may not have been written, with the tags
+└── LifecycleError          a cache used unbound, bound twice, opened twice
+
+The exception of a computation is never wrapped: it reaches the caller as it was raised.
+"""
+
+from collections.abc import Iterable
+
+
+class AsynctagError(Exception):
+    """Base of every error that asynctag raises."""
+
+
+class ConfigurationError(AsynctagError):
+    """The set-up is wrong; the message says what to change."""
+
+
+class TagTemplateError(ConfigurationError):
+    """A template of tags names what is not a parameter, or a parameter whose text is a trap."""
+
+
+class UnsupportedTypeError(ConfigurationError):
+    """A type whose values cannot be kept and given back the same."""
+
+
+class InvalidTagError(AsynctagError, ValueError):
+    """A tag that is empty, not a string, or longer than the limit."""
+
+
+class InvalidKeyError(AsynctagError, ValueError):
+    """A key that is empty, not a string, or longer than the limit."""
+
+
+class UnstableArgumentError(AsynctagError, TypeError):
+    """An argument from which no key can be made that is the same in every process."""
+
+
+class ValueNotCacheableError(AsynctagError, TypeError):
+    """A value that would not come back from the cache as it went in. `path` names the place."""
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class CorruptEntryError(AsynctagError):
+    """Bytes that are not an entry of ours. The cache takes them for a miss."""
+
+
+class BackendError(AsynctagError):
+    """The backend did not answer, or not as it should. Reads then compute."""
+
+
+class InvalidationError(BackendError):
+    """An invalidation that may not have been written: `tags` are those that may still be served old."""
+
+    def __init__(self, message: str, tags: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.tags = tuple(tags)
+
+
+class LifecycleError(AsynctagError):
+    """A cache that is used unbound, bound twice, or opened twice."""

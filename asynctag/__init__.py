@@ -1,0 +1,50 @@
+"""Async-first caching with tags: never stale after an invalidation.
+
+`Cache` is what a program holds; `add_tags`, `no_store` and `tag` are used inside what is cached.
+"""
+
+from asynctag.backends.base import Cause
+from asynctag.cache import Cache, Hit, Miss
+from asynctag.cached import Cached
+from asynctag.errors import (
+    AsynctagError,
+    BackendError,
+    ConfigurationError,
+    CorruptEntryError,
+    InvalidationError,
+    InvalidKeyError,
+    InvalidTagError,
+    LifecycleError,
+    TagTemplateError,
+    UnstableArgumentError,
+    UnsupportedTypeError,
+    ValueNotCacheableError,
+)
+from asynctag.explain import Explanation
+from asynctag.scope import add_tags, no_store
+from asynctag.tags import tag
+
+__all__ = [
+    "AsynctagError",
+    "BackendError",
+    "Cache",
+    "Cached",
+    "Cause",
+    "ConfigurationError",
+    "CorruptEntryError",
+    "Explanation",
+    "Hit",
+    "InvalidKeyError",
+    "InvalidTagError",
+    "InvalidationError",
+    "LifecycleError",
+    "Miss",
+    "TagTemplateError",
+    "UnstableArgumentError",
+    "UnsupportedTypeError",
+    "ValueNotCacheableError",
+    "add_tags",
+    "no_store",
+    "tag",
+]
+__version__ = "0.1.0"

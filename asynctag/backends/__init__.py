@@ -1,0 +1,1 @@
+"""Where entries and the journal are kept: `memory` for one process."""

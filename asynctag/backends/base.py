@@ -1,0 +1,180 @@
+"""What the cache asks of a backend: a journal, and entries that are checked against it.
+
+`asynctag.testing.BackendContract` holds a backend to what is written here.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple
+
+
+class Stamp(NamedTuple):
+    """The journal at some instant. An entry's stamp says as of when its data was read."""
+
+    epoch: int
+    seq: int
+
+
+class Entry:
+    """A cached value with its tags, its stamp, its expiry. Not changed once it is stored.
+
+    `body` is what is kept; `thaw` makes the value from it, afresh for each hit (None: the body is
+    the value, and immutable). The times are on the backend's `clock`: fresh until `fresh_until`,
+    served while it is renewed until `stale_until`, a fallback for errors until `expires`. From
+    `renew_from` on, a caller may be chosen to renew it early.
+    """
+
+    __slots__ = (
+        "body",
+        "codec",
+        "expires",
+        "fresh_until",
+        "key",
+        "renew_from",
+        "size",
+        "stale_until",
+        "stamp",
+        "tags",
+        "thaw",
+    )
+
+    def __init__(
+        self,
+        key: str,
+        body: Any,
+        thaw: Callable[[Any], Any] | None,
+        codec: Any,
+        size: int,
+        tags: tuple[str, ...],
+        stamp: Stamp,
+        renew_from: float,
+        fresh_until: float,
+        stale_until: float,
+        expires: float,
+    ) -> None:
+        self.key = key
+        self.body = body
+        self.thaw = thaw
+        self.codec = codec
+        self.size = size
+        self.tags = tags
+        self.stamp = stamp
+        self.renew_from = renew_from
+        self.fresh_until = fresh_until
+        self.stale_until = stale_until
+        self.expires = expires
+
+    def load(self) -> Any:
+        """The value, shared with nobody."""
+        return self.body if self.thaw is None else self.thaw(self.body)
+
+    @property
+    def has_stale_period(self) -> bool:
+        return self.expires > self.fresh_until
+
+
+class Cause(Enum):
+    """Why a read found nothing to serve, or a write was refused."""
+
+    ABSENT = "absent"  # never stored, or evicted, or deleted
+    EXPIRED = "expired"
+    INVALIDATED = "invalidated"  # a tag of it was
+    LOST = "lost"  # the journal has a new epoch: what it knew before is gone
+    PRUNED = "pruned"  # older than what the journal still remembers
+    SUPERSEDED = "superseded"  # an entry with a newer stamp is there
+    TOO_LARGE = "too large"
+
+
+class Miss(NamedTuple):
+    """A cause and, for an invalidation, the name of the tag behind it."""
+
+    cause: Cause
+    tag: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The answer to a read: the journal's stamp, and the entry or why there is none to serve.
+
+    A valid entry past its freshness, or softly invalidated, is `stale`.
+    """
+
+    stamp: Stamp
+    entry: Entry | None
+    stale: bool = False
+    miss: Miss | None = None
+
+
+class Written(NamedTuple):
+    """Whether an entry was stored, whether it was stale as it was, and if not stored, why."""
+
+    accepted: bool
+    stale: bool = False
+    miss: Miss | None = None
+
+
+class Backend(ABC):
+    """A journal and the entries that are checked against it. Names come whole (`asynctag.names`).
+
+    An entry is *valid* when its epoch is the journal's, the journal's floor is not above its
+    sequence number, and none of its tags was invalidated after it. Every method is one atomic step
+    of the protocol, safe for any number of threads and event loops. A backend that fails raises
+    `BackendError`; `invalidate` and `delete` raise `InvalidationError`.
+    """
+
+    #: Whether entries stay objects of this process (`Codec.keep`), or become bytes (`Codec.encode`).
+    in_process: ClassVar[bool] = False
+
+    #: Seconds from an arbitrary start; never goes back.
+    clock: Callable[[], float] = staticmethod(time.monotonic)
+
+    def peek(self, key: str) -> Entry | None:
+        """The entry of `key` if that can be told at once, without waiting, and it may be served as fresh."""
+        return None
+
+    @abstractmethod
+    async def read(self, key: str) -> Reading:
+        """The journal's stamp, and the entry of `key` if it is valid and has not expired."""
+
+    async def read_many(self, keys: Sequence[str]) -> list[Reading]:
+        """A reading for each of `keys`, in their order."""
+        return [await self.read(key) for key in keys]
+
+    @abstractmethod
+    async def write(self, entry: Entry) -> Written:
+        """Store `entry`, unless it is not valid now, or would replace one with a newer stamp.
+
+        A softly invalidated one is stored stale; without a stale period it is refused.
+        """
+
+    async def write_many(self, entries: Sequence[Entry]) -> list[Written]:
+        """As `write` for each of `entries`, in their order."""
+        return [await self.write(entry) for entry in entries]
+
+    @abstractmethod
+    async def invalidate(self, tags: Iterable[str], *, soft: bool = False) -> None:
+        """Make every entry that carries one of `tags` invalid; `soft`: stale, where it has a stale period.
+
+        Its cost does not depend on how many entries there are.
+        """
+
+    @abstractmethod
+    async def delete(self, key: str) -> bool:
+        """Remove the entry of `key` and invalidate the key as a tag. Whether an entry was there."""
+
+    @abstractmethod
+    async def inspect(self, key: str) -> Reading:
+        """As `read`, with the entry where there is one, also if it is not valid; counts as no use of it."""
+
+    @abstractmethod
+    async def agree(self, max_ttl: float) -> None:
+        """Hold `max_ttl` (seconds) against the one that the journal was made with.
+
+        Raises `ConfigurationError` where they differ: a process that prunes sooner would forget too soon.
+        """
+
+    async def aclose(self) -> None:
+        """Give back connections. The backend may be used again afterwards."""

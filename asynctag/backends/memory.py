@@ -1,0 +1,348 @@
+"""The backend of one process: entries and the journal in dictionaries, under one lock.
+
+Eviction is SIEVE (Zhang et al., "SIEVE is Simpler than LRU", NSDI 2024): entries queue in the order
+they came; a hand goes from the oldest to the newest, spares once those that were used since it last
+came by, and evicts the first that was not. A scan passes through without driving out what is in use.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
+from sys import getsizeof
+from typing import ClassVar
+
+from asynctag.backends.base import Backend, Cause, Entry, Miss, Reading, Stamp, Written
+from asynctag.errors import ConfigurationError
+
+#: What an entry costs beyond its body, its key and its list of tags, in bytes (measured by `make bench`).
+ENTRY_OVERHEAD = 300
+
+#: How many entries a write looks through for dead ones, at most, before a live one is evicted.
+SWEEP = 32
+
+
+class _Node(Entry):
+    """An entry in its place in the queue. `checked` is the stamp of the journal that found it valid last."""
+
+    __slots__ = ("checked", "newer", "older", "used")
+
+    checked: Stamp | None
+    newer: "_Node | None"
+    older: "_Node | None"
+    used: bool
+
+
+class MemoryBackend(Backend):
+    """Entries of this process, for any number of threads and event loops.
+
+    Bounded by `max_entries`, by `max_bytes` (an estimate of what the entries hold), and by
+    `max_tags`, the number of invalidated tags that the journal remembers: past it the oldest are
+    forgotten, and entries that are older than those become misses.
+
+    A hit takes no lock: an entry is taken from the dictionary first, and is good if the journal's
+    stamp, looked at afterwards, is the one that found it valid; else it is checked under the lock.
+    """
+
+    in_process: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        *,
+        max_entries: int = 100_000,
+        max_bytes: int = 256 * 1024 * 1024,
+        max_tags: int = 200_000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        for name, limit in {"max_entries": max_entries, "max_bytes": max_bytes, "max_tags": max_tags}.items():
+            if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+                raise ConfigurationError(f"MemoryBackend({name}={limit!r}): give a whole number above 0")
+        self.clock = clock
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._max_tags = max_tags
+        self._max_ttl: float | None = None
+        self._lock = threading.Lock()
+        self._entries: dict[str, _Node] = {}
+        self._bytes = 0
+        self._stamp = Stamp(secrets.randbits(52), 0)
+        self._floor = 0
+        self._hard: dict[str, int] = {}  # tag: the number of its last invalidation, the newest last
+        self._soft: dict[str, int] = {}
+        self._newest: _Node | None = None
+        self._oldest: _Node | None = None
+        self._hand: _Node | None = None
+        self._sweep_at: _Node | None = None
+        self._swept: Stamp | None = None
+        self._sweeping: Stamp | None = None
+        self._first_end = inf  # no entry that was swept or stored since expires before this
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"<MemoryBackend: {len(self._entries)} entries, about {self._bytes} bytes, journal at {self._stamp.seq}>"
+
+    @property
+    def size(self) -> int:
+        """About how many bytes the entries hold."""
+        return self._bytes
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    def peek(self, key: str) -> Entry | None:
+        node = self._entries.get(key)
+        if node is None or self.clock() >= node.renew_from:
+            return None
+        # The entry was fetched before: any state of the journal from here on will do.
+        if node.checked is not self._stamp and not self._check(node):
+            return None
+        node.used = True
+        return node
+
+    def _check(self, node: _Node) -> bool:
+        with self._lock:
+            if self._why_invalid(node) is not None or self._is_softened(node):
+                return False
+            node.checked = self._stamp
+            return True
+
+    async def read(self, key: str) -> Reading:
+        with self._lock:
+            reading = self._look(key)
+            if reading.miss is None and reading.entry is not None:
+                self._entries[key].used = True
+                return reading
+            return Reading(reading.stamp, None, miss=reading.miss)
+
+    async def inspect(self, key: str) -> Reading:
+        with self._lock:
+            return self._look(key)
+
+    def _look(self, key: str) -> Reading:
+        node = self._entries.get(key)
+        if node is None:
+            return Reading(self._stamp, None, miss=Miss(Cause.ABSENT))
+        miss = self._why_invalid(node)
+        if miss is not None:
+            return Reading(self._stamp, node, miss=miss)
+        now = self.clock()
+        if now >= node.expires:
+            return Reading(self._stamp, node, miss=Miss(Cause.EXPIRED))
+        softened = self._is_softened(node)
+        if softened and not node.has_stale_period:
+            return Reading(self._stamp, node, miss=Miss(Cause.INVALIDATED, self._softener(node)))
+        return Reading(self._stamp, node, stale=softened or now >= node.fresh_until)
+
+    def _why_invalid(self, entry: Entry) -> Miss | None:
+        epoch, seq = entry.stamp
+        if epoch != self._stamp.epoch:
+            return Miss(Cause.LOST)
+        if seq < self._floor:
+            return Miss(Cause.PRUNED)
+        if seq != self._stamp.seq:
+            hard = self._hard
+            for tag in entry.tags:
+                if hard.get(tag, 0) > seq:
+                    return Miss(Cause.INVALIDATED, tag)
+        return None
+
+    def _softener(self, entry: Entry) -> str | None:
+        if self._soft:
+            for tag in entry.tags:
+                if self._soft.get(tag, 0) > entry.stamp.seq:
+                    return tag
+        return None
+
+    def _is_softened(self, entry: Entry) -> bool:
+        return self._softener(entry) is not None
+
+    # --- writing -----------------------------------------------------------------------------------
+
+    async def write(self, entry: Entry) -> Written:
+        with self._lock:
+            return self._write(entry)
+
+    async def write_many(self, entries: Sequence[Entry]) -> list[Written]:
+        with self._lock:
+            return [self._write(entry) for entry in entries]
+
+    def _write(self, entry: Entry) -> Written:
+        miss = self._why_invalid(entry)
+        if miss is not None:
+            return Written(False, miss=miss)
+        now = self.clock()
+        if now >= entry.expires:
+            return Written(False, miss=Miss(Cause.EXPIRED))
+        softener = self._softener(entry)
+        if softener is not None and not entry.has_stale_period:
+            return Written(False, miss=Miss(Cause.INVALIDATED, softener))
+        old = self._entries.get(entry.key)
+        if old is not None and old.stamp > entry.stamp and old.stamp.epoch == entry.stamp.epoch and now < old.expires:
+            return Written(False, miss=Miss(Cause.SUPERSEDED))
+        size = entry.size + getsizeof(entry.key) + getsizeof(entry.tags) + ENTRY_OVERHEAD
+        if size > self._max_bytes:
+            return Written(False, miss=Miss(Cause.TOO_LARGE))
+        node = _Node(
+            entry.key,
+            entry.body,
+            entry.thaw,
+            entry.codec,
+            size,
+            entry.tags,
+            entry.stamp,
+            entry.renew_from,
+            entry.fresh_until,
+            entry.stale_until,
+            entry.expires,
+        )
+        node.checked = self._stamp if softener is None else None
+        self._first_end = min(self._first_end, node.expires)
+        if old is None:
+            node.used = False
+            self._make_room(size, now)
+            self._append(node)
+        else:
+            node.used = old.used
+            self._bytes -= old.size
+            self._replace(old, node)
+        self._entries[node.key] = node
+        self._bytes += size
+        if old is not None and self._bytes > self._max_bytes:
+            self._make_room(0, now)
+        return Written(True, stale=softener is not None or now >= node.fresh_until)
+
+    async def invalidate(self, tags: Iterable[str], *, soft: bool = False) -> None:
+        with self._lock:
+            self._invalidate(tags, self._soft if soft else self._hard)
+
+    async def delete(self, key: str) -> bool:
+        with self._lock:
+            self._invalidate((key,), self._hard)
+            node = self._entries.pop(key, None)
+            if node is None:
+                return False
+            alive = node.stamp.epoch == self._stamp.epoch and self.clock() < node.expires
+            self._unlink(node)
+            return alive
+
+    def _invalidate(self, tags: Iterable[str], journal: dict[str, int]) -> None:
+        seq = self._stamp.seq + 1
+        for tag in tags:
+            journal.pop(tag, None)  # to the end: the journal is in the order of its numbers
+            journal[tag] = seq
+        # Last, and at once: a hit without the lock sees either the old journal or the whole new one.
+        self._stamp = Stamp(self._stamp.epoch, seq)
+        while len(self._hard) + len(self._soft) > self._max_tags:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        oldest = min((journal for journal in (self._hard, self._soft) if journal), key=lambda j: next(iter(j.values())))
+        self._floor = max(self._floor, oldest.pop(next(iter(oldest))))
+
+    async def agree(self, max_ttl: float) -> None:
+        with self._lock:
+            if self._max_ttl is None:
+                self._max_ttl = max_ttl
+            elif self._max_ttl != max_ttl:
+                raise ConfigurationError(
+                    f"max_ttl={max_ttl:g}: this backend's journal was made with max_ttl={self._max_ttl:g}. "
+                    f"Caches that share a backend must agree on it"
+                )
+
+    async def wipe(self) -> None:
+        """Drop all entries and the journal, as a restart would: a new epoch begins.
+
+        What is being computed meanwhile is not stored. To invalidate all in constant time, with the
+        memory given back as it is needed, use `Cache.clear()`.
+        """
+        with self._lock:
+            self._entries.clear()
+            self._hard.clear()
+            self._soft.clear()
+            self._bytes = self._floor = 0
+            self._newest = self._oldest = self._hand = self._sweep_at = None
+            self._swept = self._sweeping = None
+            self._first_end = inf
+            self._stamp = Stamp(secrets.randbits(52), 0)
+
+    # --- the queue ---------------------------------------------------------------------------------
+
+    def _make_room(self, size: int, now: float) -> None:
+        while self._oldest is not None and (
+            len(self._entries) >= self._max_entries + (size == 0) or self._bytes + size > self._max_bytes
+        ):
+            victim = self._find_dead(now) or self._sieve()
+            del self._entries[victim.key]
+            self._unlink(victim)
+
+    def _find_dead(self, now: float) -> _Node | None:
+        """An expired or invalid entry, if there can be one and it is found in the next few steps of the sweep."""
+        if self._sweep_at is None:
+            if self._swept is self._stamp and now < self._first_end:
+                return None
+            self._sweep_at, self._sweeping, self._first_end = self._oldest, self._stamp, inf
+        for _ in range(SWEEP):
+            node = self._sweep_at
+            if node is None:
+                self._swept = self._sweeping
+                return None
+            self._sweep_at = node.newer
+            if now >= node.expires or (node.checked is not self._stamp and self._is_dead(node)):
+                return node
+            self._first_end = min(self._first_end, node.expires)
+        return None
+
+    def _is_dead(self, node: _Node) -> bool:
+        return self._why_invalid(node) is not None or (self._is_softened(node) and not node.has_stale_period)
+
+    def _sieve(self) -> _Node:
+        node = self._hand or self._oldest
+        assert node is not None
+        while node.used:
+            node.used = False
+            node = node.newer or self._oldest
+            assert node is not None
+        self._hand = node.newer
+        return node
+
+    def _append(self, node: _Node) -> None:
+        node.newer, node.older = None, self._newest
+        if self._newest is None:
+            self._oldest = node
+        else:
+            self._newest.newer = node
+        self._newest = node
+
+    def _replace(self, old: _Node, node: _Node) -> None:
+        node.newer, node.older = old.newer, old.older
+        if old.newer is None:
+            self._newest = node
+        else:
+            old.newer.older = node
+        if old.older is None:
+            self._oldest = node
+        else:
+            old.older.newer = node
+        if self._hand is old:
+            self._hand = node
+        if self._sweep_at is old:
+            self._sweep_at = node
+        old.newer = old.older = None
+
+    def _unlink(self, node: _Node) -> None:
+        self._bytes -= node.size
+        if self._hand is node:
+            self._hand = node.newer
+        if self._sweep_at is node:
+            self._sweep_at = node.newer
+        if node.newer is None:
+            self._newest = node.older
+        else:
+            node.newer.older = node.older
+        if node.older is None:
+            self._oldest = node.newer
+        else:
+            node.older.newer = node.newer
+        node.newer = node.older = None

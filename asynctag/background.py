@@ -1,0 +1,51 @@
+"""Work that nobody waits for, in a task group of the opened cache."""
+
+from collections.abc import Awaitable, Callable
+from contextvars import Context, copy_context
+
+import anyio
+from anyio.abc import TaskGroup
+from anyio.lowlevel import current_token
+
+from asynctag.errors import LifecycleError
+from asynctag.scope import current_scope
+
+
+class Background:
+    """A task group for each event loop in which the cache was opened.
+
+    Tasks run in the context of whoever opened the cache, never of whoever caused them: neither the
+    scope nor the request of a caller reaches them.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[object, tuple[TaskGroup, Context]] = {}
+
+    async def open(self) -> None:
+        loop = current_token().native_token
+        if loop in self._groups:
+            raise LifecycleError("this cache is open already in this event loop: open it once, where the program starts")
+        context = copy_context()
+        context.run(current_scope.set, None)
+        self._groups[loop] = (await anyio.create_task_group().__aenter__(), context)
+
+    async def close(self) -> None:
+        group, _ = self._groups.pop(current_token().native_token)
+        group.cancel_scope.cancel()
+        await group.__aexit__(None, None, None)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the cache is open in the event loop that runs here."""
+        return bool(self._groups) and current_token().native_token in self._groups
+
+    def start(self, work: Callable[..., Awaitable[object]], *args: object) -> bool:
+        """Run `work(*args)`, which must not raise; False where the cache is not open here."""
+        if not self._groups:
+            return False
+        opened = self._groups.get(current_token().native_token)
+        if opened is None:
+            return False
+        group, context = opened
+        context.copy().run(group.start_soon, work, *args)
+        return True

@@ -1,0 +1,567 @@
+"""The cache: what users hold, bind to a backend, open, and ask."""
+
+import logging
+import os
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar, overload
+
+from asynctag.backends.base import Backend, Entry, Stamp
+from asynctag.background import Background
+from asynctag.cached import Cached, decorate
+from asynctag.codec import NOT_GIVEN, codec_for
+from asynctag.errors import ConfigurationError, InvalidTagError, LifecycleError
+from asynctag.expiry import Expiry, Seconds, fraction, seconds, strength
+from asynctag.explain import Explanation, explanation
+from asynctag.fill import MISSING, Filler, Job, load
+from asynctag.keys import check_key
+from asynctag.names import ROOT, check_namespace, key_name, namespace_tag, tag_name, user_tags
+from asynctag.scope import Scope, live_scope
+from asynctag.tags import check_tag, check_tags
+
+logger = logging.getLogger("asynctag")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+D = TypeVar("D")
+
+DAY = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """What `lookup` found: the value, and the tags that users gave to it and to what it was built from."""
+
+    value: Any
+    tags: frozenset[str]
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """What `lookup` did not find. Its stamp says as of when data read from now on may be stored."""
+
+    stamp: Stamp | None
+
+
+class Cache:
+    """A cache with tags, over a backend (memory unless another is given or bound).
+
+    `default_ttl` is used where a function gives no `ttl`; `max_ttl` (30 days) is the most that any
+    may give. `namespace` is put before keys and tags: caches that share a backend under different
+    namespaces keep apart, and may still be built from each other. `stale_while_revalidate`,
+    `stale_if_error` (seconds past the TTL), `jitter` (the fraction by which TTLs are shortened at
+    random), `early` (the strength of early renewal, 0 is off) and `inherit_ttl` are defaults for
+    the functions. With `require_backend`, a cache that nobody has bound raises when it is used.
+
+    Raises `ConfigurationError` for values that cannot be meant.
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        *,
+        namespace: str = "",
+        default_ttl: Seconds | None = None,
+        max_ttl: Seconds = 30 * DAY,
+        stale_while_revalidate: Seconds = 0,
+        stale_if_error: Seconds = 0,
+        jitter: float = 0.0,
+        early: float = 0.0,
+        inherit_ttl: bool = True,
+        require_backend: bool = False,
+    ) -> None:
+        self.namespace = check_namespace(namespace)
+        self.max_ttl = seconds(max_ttl, "max_ttl", zero=False)
+        self._default_ttl = None if default_ttl is None else self._ttl(default_ttl, "default_ttl")
+        self._defaults = Expiry(
+            ttl=self._default_ttl or 0.0,
+            stale_while_revalidate=seconds(stale_while_revalidate, "stale_while_revalidate"),
+            stale_if_error=seconds(stale_if_error, "stale_if_error"),
+            jitter=fraction(jitter, "jitter"),
+            early=strength(early, "early"),
+            inherit_ttl=bool(inherit_ttl),
+        )
+        self._require_backend = require_backend
+        self._background = Background()
+        self._filler: Filler | None = None
+        self._bound = False
+        self._disabled = 0
+        self._names: dict[str, Callable[..., Any]] = {}
+        self._implicit = tuple(dict.fromkeys((namespace_tag(namespace), ROOT)))
+        #: The backend's `peek`, or one that finds nothing: looked up by every hit.
+        self._peek: Callable[[str], Entry | None] = self._peek_unbound
+        if backend is not None:
+            self.bind(backend)
+
+    def __repr__(self) -> str:
+        return f"<Cache namespace={self.namespace!r} on {self._filler.backend if self._filler else 'no backend yet'!r}>"
+
+    # --- binding and lifecycle -----------------------------------------------------------------------
+
+    def bind(self, backend: Backend) -> None:
+        """Give the cache its backend, once: in the application's factory, where the settings are known.
+
+        Raises `LifecycleError` where it has one, `ConfigurationError` for what is no backend.
+        """
+        if self._bound:
+            raise LifecycleError(
+                f"this cache is bound to {self._filler.backend if self._filler else None!r} already. "
+                f"Bind it once; in tests, use `with cache.override(backend):`"
+            )
+        _check_backend(backend)
+        self._bound = True
+        self._use(Filler(backend, self._background, self.max_ttl))
+
+    def _use(self, filler: Filler | None) -> None:
+        self._filler = filler
+        if filler is not None and filler.backend.in_process:
+            _warn_of_workers()
+        self._choose_peek()
+
+    def _choose_peek(self) -> None:
+        if self._disabled:
+            self._peek = _peek_nothing
+        else:
+            self._peek = self._filler.backend.peek if self._filler is not None else self._peek_unbound
+
+    def _peek_unbound(self, key: str) -> Entry | None:
+        return self._filling().backend.peek(key)
+
+    def _filling(self) -> Filler:
+        if self._filler is None:
+            if self._require_backend:
+                raise LifecycleError("this cache has no backend yet: call cache.bind(backend) before it is used")
+            from asynctag.backends.memory import MemoryBackend
+
+            self._use(Filler(MemoryBackend(), self._background, self.max_ttl))
+        assert self._filler is not None
+        return self._filler
+
+    @contextmanager
+    def override(self, backend: Backend) -> Iterator[None]:
+        """Use `backend` within the block, in the whole process: for tests."""
+        _check_backend(backend)
+        before = self._filler
+        self._use(Filler(backend, self._background, self.max_ttl))
+        try:
+            yield
+        finally:
+            self._use(before)
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Compute everything and store nothing within the block, in the whole process."""
+        self._disabled += 1
+        self._choose_peek()
+        try:
+            yield
+        finally:
+            self._disabled -= 1
+            self._choose_peek()
+
+    async def __aenter__(self) -> Self:
+        """Open the cache: its work in the background runs until the block is left.
+
+        Raises `LifecycleError` where it is open in this event loop, `ConfigurationError` where the
+        backend was made with another `max_ttl`.
+        """
+        await self._filling().agree()
+        await self._background.open()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._background.close()
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Give back the backend's connections: for scripts that did not open the cache."""
+        if self._filler is not None:
+            await self._filler.backend.aclose()
+
+    # --- the decorator -------------------------------------------------------------------------------
+
+    @overload
+    def cached(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Cached[P, R]: ...
+
+    @overload
+    def cached(
+        self,
+        *,
+        ttl: Seconds | None = None,
+        tags: Iterable[str] | Callable[..., Iterable[str]] | None = None,
+        name: str | None = None,
+        key: Callable[..., object] | None = None,
+        exclude: Collection[str] = (),
+        version: str | int | None = None,
+        returns: Any = NOT_GIVEN,
+        stale_while_revalidate: Seconds | None = None,
+        stale_if_error: Seconds | None = None,
+        jitter: float | None = None,
+        early: float | None = None,
+        inherit_ttl: bool | None = None,
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Cached[P, R]]: ...
+
+    def cached(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        ttl: Seconds | None = None,
+        tags: Iterable[str] | Callable[..., Iterable[str]] | None = None,
+        name: str | None = None,
+        key: Callable[..., object] | None = None,
+        exclude: Collection[str] = (),
+        version: str | int | None = None,
+        returns: Any = NOT_GIVEN,
+        stale_while_revalidate: Seconds | None = None,
+        stale_if_error: Seconds | None = None,
+        jitter: float | None = None,
+        early: float | None = None,
+        inherit_ttl: bool | None = None,
+    ) -> Any:
+        """Cache what an async function returns, by its arguments.
+
+        `ttl`: seconds or a `timedelta`; required, here or as the cache's `default_ttl`.
+        `tags`: templates that name parameters (`"product:{product_id}"`), or a function of the
+        parameters that returns tags. `name`: instead of module and qualified name, for a function in
+        `<locals>` or `__main__`. `key`: a function of the parameters that gives what tells the
+        entries apart; `exclude`: parameters that do not count. `version` marks a change of meaning.
+        `returns`: the type to decode to, instead of the return annotation. The others: see `Cache`.
+
+        Raises `ConfigurationError` (or one below it) for whatever is wrong, as soon as it can be known.
+        """
+        expiry = self._expiry(
+            ttl,
+            stale_while_revalidate=stale_while_revalidate,
+            stale_if_error=stale_if_error,
+            jitter=jitter,
+            early=early,
+            inherit_ttl=inherit_ttl,
+        )
+        decorator = partial(
+            decorate,
+            self,
+            expiry=expiry,
+            tags=tags,
+            name=name,
+            key=key,
+            exclude=exclude,
+            version=version,
+            returns=returns,
+        )
+        return decorator if function is None else decorator(function)
+
+    # --- values by key -------------------------------------------------------------------------------
+
+    async def get_or_set(
+        self,
+        key: str,
+        compute: Callable[[], Awaitable[T]],
+        *,
+        ttl: Seconds | None = None,
+        tags: Iterable[str] = (),
+        returns: Any = NOT_GIVEN,
+        stale_while_revalidate: Seconds | None = None,
+        stale_if_error: Seconds | None = None,
+        jitter: float | None = None,
+        early: float | None = None,
+        inherit_ttl: bool | None = None,
+    ) -> T:
+        """The value under `key`, computed and stored where there is none. One computation at a time a key.
+
+        `compute` is called with no argument and awaited; the tags gathered in it are the entry's, with `tags`.
+        """
+        expiry = self._expiry(
+            ttl,
+            stale_while_revalidate=stale_while_revalidate,
+            stale_if_error=stale_if_error,
+            jitter=jitter,
+            early=early,
+            inherit_ttl=inherit_ttl,
+        )
+        value: T = await self._obtain(self._job(key, tags, returns, expiry, compute))
+        return value
+
+    async def get_or_set_many(
+        self,
+        keys: Iterable[str],
+        build: Callable[[list[str]], Awaitable[Mapping[str, T]]],
+        *,
+        ttl: Seconds | None = None,
+        tags: Iterable[str] | Callable[[str], Iterable[str]] = (),
+        returns: Any = NOT_GIVEN,
+        stale_while_revalidate: Seconds | None = None,
+        stale_if_error: Seconds | None = None,
+        jitter: float | None = None,
+        early: float | None = None,
+        inherit_ttl: bool | None = None,
+    ) -> dict[str, T]:
+        """The values under `keys`, in their order; `build` gets the list of those that miss, in one call.
+
+        `build` returns a dict from keys to values and may leave out what does not exist: that is
+        left out of the result, and not stored. `tags`: for all of them, or a function of the key.
+        The tags gathered in `build` count for each value it built.
+        """
+        expiry = self._expiry(
+            ttl,
+            stale_while_revalidate=stale_while_revalidate,
+            stale_if_error=stale_if_error,
+            jitter=jitter,
+            early=early,
+            inherit_ttl=inherit_ttl,
+        )
+        shared = () if callable(tags) else check_tags(tags)
+
+        async def one_by_itself() -> Any:  # a job of many is never computed by itself
+            raise AssertionError
+
+        jobs = {
+            key: self._job(
+                key, tags(key) if callable(tags) else shared, returns, expiry, one_by_itself, in_background=False
+            )
+            for key in _check_keys(keys)
+        }
+        filler = self._filling()
+        if self._disabled:
+            return await self._build_unstored(filler, jobs, build)
+        found: dict[str, T] = await filler.obtain_many(jobs, build)
+        return found
+
+    async def lookup(self, key: str, *, returns: Any = NOT_GIVEN) -> Hit | Miss:
+        """What is stored under `key`, if it is valid and fresh."""
+        filler, name = self._filling(), self._key(key)
+        if self._disabled:
+            return Miss(None)
+        return await self._find(filler, key, name, returns)
+
+    async def _find(self, filler: Filler, key: str, name: str, returns: Any) -> Hit | Miss:
+        reading = await filler.read(name)
+        if reading is None:
+            return Miss(None)
+        if reading.entry is None or reading.stale:
+            return Miss(reading.stamp)
+        value = load(reading.entry, codec_for(returns, owner=f"the cache's key {key!r}"))
+        if value is MISSING:
+            return Miss(reading.stamp)
+        scope = live_scope()
+        if scope is not None:
+            scope.absorb(reading.entry, filler.backend)
+        return Hit(value, user_tags(reading.entry.tags, self.namespace), reading.stamp)
+
+    @overload
+    async def get(self, key: str, default: D, *, returns: type[T]) -> T | D: ...
+    @overload
+    async def get(self, key: str, *, returns: type[T]) -> T | None: ...
+    @overload
+    async def get(self, key: str, default: Any = None, *, returns: Any = NOT_GIVEN) -> Any: ...
+
+    async def get(self, key: str, default: Any = None, *, returns: Any = NOT_GIVEN) -> Any:
+        """The value under `key`, or `default`. `None` is a value like any other: use `lookup` to tell."""
+        found = await self.lookup(key, returns=returns)
+        return found.value if isinstance(found, Hit) else default
+
+    async def get_many(self, keys: Iterable[str], *, returns: Any = NOT_GIVEN) -> dict[str, Any]:
+        """The values under `keys` that are stored, valid and fresh, in the order of `keys`."""
+        wanted, filler = _check_keys(keys), self._filling()
+        if self._disabled:
+            return {}
+        codec, scope, found = codec_for(returns, owner="get_many"), live_scope(), {}
+        readings = await filler.read_many([self._key(key) for key in wanted])
+        for key, reading in zip(wanted, readings, strict=True):
+            if reading is None or reading.entry is None or reading.stale:
+                continue
+            value = load(reading.entry, codec)
+            if value is not MISSING:
+                found[key] = value
+                if scope is not None:
+                    scope.absorb(reading.entry, filler.backend)
+        return found
+
+    async def set(
+        self,
+        key: str,
+        value: Any,
+        *,
+        since: Hit | Miss,
+        ttl: Seconds | None = None,
+        tags: Iterable[str] = (),
+        returns: Any = NOT_GIVEN,
+    ) -> bool:
+        """Store `value` under `key`. Whether it was stored. The form to avoid: prefer `get_or_set`.
+
+        `since` is what `lookup` returned *before* the data was read: an invalidation that came
+        between the two refuses the store. What was cached or tagged in between goes to the
+        computation around it, not to this entry: `tags` must name all that `value` was built from.
+        """
+        if not isinstance(since, Hit | Miss):
+            raise ConfigurationError(
+                f"set({key!r}, since={since!r}): give what `await cache.lookup(key)` returned before the data was read"
+            )
+        job = self._job(key, tags, returns, self._expiry(ttl), _nothing_to_compute)
+        filler = self._filling()
+        scope = Scope(job.name, filler.backend, self.namespace, live_scope())
+        scope.tags.update(job.tags)
+        kept = filler.keep(job.codec, value)
+        try:
+            if self._disabled or since.stamp is None:
+                return False
+            entry = filler.entry(job, kept, since.stamp, scope, filler.backend.clock())
+            written = await filler.write(entry)
+            filler.settle(entry, written, scope)
+            return written.accepted
+        finally:
+            scope.hand_up()
+
+    async def delete(self, key: str) -> bool:
+        """Remove what is stored under `key`; whether something was.
+
+        What was built from it goes too, and a computation that began before cannot store it again.
+        """
+        filler, name = self._filling(), self._key(key)
+        return await filler.backend.delete(name)
+
+    # --- tags ------------------------------------------------------------------------------------------
+
+    async def invalidate(self, *tags: str, soft: bool = False) -> None:
+        """Drop every entry that carries one of `tags`, and whatever was built from it.
+
+        In constant time, however many there are. `soft`: entries with a stale period are served
+        stale while they are renewed, instead. Raises `InvalidTagError` for what is no tag.
+        """
+        if not tags:
+            raise InvalidTagError('invalidate() got no tag: name one, such as invalidate("product:635")')
+        if len(tags) == 1 and isinstance(tags[0], (list, tuple, set, frozenset)):
+            raise InvalidTagError(f"invalidate({tags[0]!r}): give the tags one by one, invalidate(*tags)")
+        await self._invalidate([tag_name(self.namespace, check_tag(one)) for one in tags], soft=soft)
+
+    async def clear(self) -> None:
+        """Invalidate everything in the cache's namespace, or, without a namespace, everything in the backend."""
+        await self._invalidate([namespace_tag(self.namespace)])
+
+    async def _invalidate(self, names: list[str], *, soft: bool = False) -> None:
+        await self._filling().backend.invalidate(names, soft=soft)
+
+    async def explain(self, key: str) -> Explanation:
+        """What is stored under `key`, and why it would miss: absent, expired, which tag, a lost journal."""
+        return await self._explain(key, self._key(key))
+
+    async def _explain(self, key: str, name: str) -> Explanation:
+        filler = self._filling()
+        if self._disabled:
+            return Explanation(key, "miss")
+        return explanation(key, await filler.backend.inspect(name), self.namespace, filler.backend.clock())
+
+    # --- parts that the decorator and the response cache share -----------------------------------------
+
+    async def _obtain(self, job: Job) -> Any:
+        filler = self._filling()
+        if self._disabled:
+            return await filler.compute_unstored(job)
+        return await filler.obtain(job)
+
+    async def _refresh(self, job: Job) -> Any:
+        filler = self._filling()
+        if self._disabled:
+            return await filler.compute_unstored(job)
+        return await filler.refresh(job)
+
+    async def _build_unstored(
+        self, filler: Filler, jobs: Mapping[str, Job], build: Callable[[list[str]], Awaitable[Mapping[str, T]]]
+    ) -> dict[str, T]:
+        keys = list(jobs)
+
+        async def compute() -> Any:
+            return await build(keys)
+
+        first = jobs[keys[0]]._replace(compute=compute, tags=tuple({tag for job in jobs.values() for tag in job.tags}))
+        built: Mapping[str, T] = await filler.compute_unstored(first)
+        return {key: built[key] for key in keys if key in built}
+
+    def _job(
+        self,
+        key: str,
+        tags: Iterable[str],
+        returns: Any,
+        expiry: Expiry,
+        compute: Callable[[], Awaitable[Any]],
+        *,
+        in_background: bool = True,
+    ) -> Job:
+        name = self._key(key)
+        names = (tag_name(self.namespace, one) for one in check_tags(tags))
+        codec = codec_for(returns, owner=f"the cache's key {key!r}")
+        return Job(key, name, (name, *self._implicit, *names), codec, expiry, self.namespace, compute, in_background)
+
+    def _key(self, key: str) -> str:
+        return key_name(self.namespace, check_key(key))
+
+    def _ttl(self, ttl: object, name: str) -> float:
+        number = seconds(ttl, name, zero=False)
+        if number > self.max_ttl:
+            raise ConfigurationError(f"{name}={ttl!r} is above the cache's max_ttl of {self.max_ttl:g} seconds: raise it")
+        return number
+
+    def _expiry(
+        self,
+        ttl: Seconds | None,
+        *,
+        stale_while_revalidate: Seconds | None = None,
+        stale_if_error: Seconds | None = None,
+        jitter: float | None = None,
+        early: float | None = None,
+        inherit_ttl: bool | None = None,
+    ) -> Expiry:
+        if ttl is None:
+            if self._default_ttl is None:
+                raise ConfigurationError("no ttl: give ttl= (seconds or a timedelta), or Cache(default_ttl=...)")
+            if (stale_while_revalidate, stale_if_error, jitter, early, inherit_ttl) == (None,) * 5:
+                return self._defaults
+        defaults = self._defaults
+        return Expiry(
+            ttl=defaults.ttl if ttl is None else self._ttl(ttl, "ttl"),
+            stale_while_revalidate=defaults.stale_while_revalidate
+            if stale_while_revalidate is None
+            else seconds(stale_while_revalidate, "stale_while_revalidate"),
+            stale_if_error=defaults.stale_if_error
+            if stale_if_error is None
+            else seconds(stale_if_error, "stale_if_error"),
+            jitter=defaults.jitter if jitter is None else fraction(jitter, "jitter"),
+            early=defaults.early if early is None else strength(early, "early"),
+            inherit_ttl=defaults.inherit_ttl if inherit_ttl is None else bool(inherit_ttl),
+        )
+
+
+async def _nothing_to_compute() -> Any:
+    raise AssertionError("a value that is given is not computed")
+
+
+def _peek_nothing(key: str) -> Entry | None:
+    return None
+
+
+def _check_backend(backend: object) -> None:
+    if not isinstance(backend, Backend):
+        raise ConfigurationError(f"{backend!r} is no backend: give a MemoryBackend() or another asynctag Backend")
+
+
+def _check_keys(keys: Iterable[str]) -> list[str]:
+    if isinstance(keys, str):
+        raise ConfigurationError(f"keys={keys!r}: give a list of keys, [{keys!r}]")
+    return list(dict.fromkeys(check_key(key) for key in keys))
+
+
+def _warn_of_workers() -> None:
+    workers = os.environ.get("WEB_CONCURRENCY", "")
+    if workers.isdigit() and int(workers) > 1:
+        logger.warning(
+            "WEB_CONCURRENCY=%s: each worker has a memory cache of its own, and an invalidation in one does not "
+            "reach the others",
+            workers,
+        )

@@ -1,0 +1,365 @@
+"""The decorator: an async function that keeps what it returns."""
+
+import inspect
+import types
+import typing
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from functools import partial, update_wrapper
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
+
+from asynctag.codec import NOT_GIVEN, Codec, codec_for
+from asynctag.errors import ConfigurationError
+from asynctag.expiry import Expiry
+from asynctag.explain import Explanation
+from asynctag.fill import Job
+from asynctag.keys import build_binder, build_key_maker, function_name
+from asynctag.names import describe, function_tag, key_name, tag_name
+from asynctag.scope import current_scope
+from asynctag.tags import compile_tags
+
+if TYPE_CHECKING:
+    from asynctag.cache import Cache
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Cached(Protocol[P, R_co]):
+    """An async function whose results are cached. It is called and awaited as before."""
+
+    __name__: str
+    __wrapped__: Callable[..., Any]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]: ...
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """The key of the entry for these arguments, as `Cache.lookup`, `delete` and `explain` take it."""
+        ...
+
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, None]:
+        """Drop the entry for these arguments, and whatever was built from it."""
+        ...
+
+    def invalidate_all(self) -> Coroutine[Any, Any, None]:
+        """Drop every entry of the function, and whatever was built from them: one tag."""
+        ...
+
+    def refresh(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
+        """Compute now, store and return the result, whatever is cached."""
+        ...
+
+    def uncached(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
+        """Call the function itself: nothing is looked up or stored for it."""
+        ...
+
+    def explain(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Explanation]:
+        """What is cached for these arguments, and why it would miss."""
+        ...
+
+    @overload
+    def __get__(self, obj: None, owner: type | None = None) -> "Cached[P, R_co]": ...
+
+    @overload
+    def __get__(
+        self: "Cached[Concatenate[Any, Q], R_co]", obj: object, owner: type | None = None
+    ) -> "Cached[Q, R_co]": ...
+
+
+class Definition(Generic[P, R]):
+    """A decorated function: how its keys, tags and entries are made. What `Cached` promises is done here."""
+
+    def __init__(
+        self,
+        cache: "Cache",
+        function: Callable[P, Coroutine[Any, Any, R]],
+        *,
+        expiry: Expiry,
+        tags: Iterable[str] | Callable[..., Iterable[str]] | None,
+        name: str | None,
+        key: Callable[..., object] | None,
+        exclude: Collection[str],
+        version: str | int | None,
+        returns: Any,
+    ) -> None:
+        _check_function(function)
+        self.cache = cache
+        self.function = function
+        self.expiry = expiry
+        self.name = function_name(function, name)
+        self.exclude = frozenset({exclude} if isinstance(exclude, str) else exclude)
+        self.has_key = key is not None
+        prefix = key_name(cache.namespace, "")
+        self.make_key = build_key_maker(
+            function, name=prefix + self.name, exclude=self.exclude, key=key, version=version
+        )
+        self._prefix = len(prefix)
+        self.bind = build_binder(function)
+        self._annotations = resolve_annotations(function)
+        self.tags_of = compile_tags(
+            tags, inspect.signature(function), owner=self.name, annotations=self._annotations
+        )
+        self._tag = function_tag(cache.namespace, self.name)
+        self.codec: Codec | None = None
+        if returns is not NOT_GIVEN:
+            self.codec = codec_for(returns, owner=self.name)
+        elif "return" in self._annotations:
+            self.codec = codec_for(self._annotations["return"], owner=self.name)
+        elif "return" not in getattr(function, "__annotations__", {}):
+            self.codec = codec_for(NOT_GIVEN, owner=self.name)
+        self._register(name)
+
+    def _register(self, name: str | None) -> None:
+        """Two functions under one explicit name would share their entries."""
+        if name is None:
+            return
+        other = self.cache._names.setdefault(self.name, self.function)
+        if not _is_redefinition(other, self.function):
+            raise ConfigurationError(
+                f"name={name!r} is taken on this cache by {other.__module__}.{other.__qualname__}: two functions under "
+                f"one name would share their entries. Put what tells them apart into the name"
+            )
+        self.cache._names[self.name] = self.function
+
+    def codec_now(self) -> Codec:
+        """The codec of the return annotation, resolved by the first call at the latest."""
+        if self.codec is None:
+            annotation = resolve_annotations(self.function).get("return", NOT_GIVEN)
+            if annotation is NOT_GIVEN:
+                written = self.function.__annotations__["return"]
+                raise ConfigurationError(
+                    f"{self.name}: the return annotation {written!r} cannot be resolved. Import what it names outside "
+                    f"`if TYPE_CHECKING:` and at module level, or give returns="
+                )
+            self.codec = codec_for(annotation, owner=self.name)
+        return self.codec
+
+    def job(self, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Job:
+        namespace = self.cache.namespace
+        declared = (tag_name(namespace, one) for one in self.tags_of(self.bind(*args, **kwargs)))
+        return Job(
+            describe(key, namespace).removeprefix("key "),
+            key,
+            (key, self._tag, *self.cache._implicit, *declared),
+            self.codec_now(),
+            self.expiry,
+            namespace,
+            partial(self.function, *args, **kwargs),
+            # What does not count for the key is often bound to the request: a session, a connection.
+            in_background=not self.exclude - {"self"},
+        )
+
+    async def obtain(self, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return await self.cache._obtain(self.job(key, args, kwargs))
+
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        return self.make_key(*args, **kwargs)[self._prefix :]
+
+    async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        await self.cache._invalidate([self.make_key(*args, **kwargs)])
+
+    async def invalidate_all(self) -> None:
+        await self.cache._invalidate([self._tag])
+
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        value: R = await self.cache._refresh(self.job(self.make_key(*args, **kwargs), args, kwargs))
+        return value
+
+    async def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+        key = self.make_key(*args, **kwargs)
+        return await self.cache._explain(key[self._prefix :], key)
+
+
+def decorate(
+    cache: "Cache",
+    function: Callable[P, Coroutine[Any, Any, R]],
+    /,
+    *,
+    expiry: Expiry,
+    tags: Iterable[str] | Callable[..., Iterable[str]] | None,
+    name: str | None,
+    key: Callable[..., object] | None,
+    exclude: Collection[str],
+    version: str | int | None,
+    returns: Any,
+) -> Any:
+    """A plain function for a function (Starlette takes an instance for an ASGI application), a descriptor in a class."""
+    _refuse_wrapped_methods(function)
+    definition: Definition[P, R] = Definition(
+        cache,
+        function,
+        expiry=expiry,
+        tags=tags,
+        name=name,
+        key=key,
+        exclude=exclude,
+        version=version,
+        returns=returns,
+    )
+    wrapper = _wrapper(definition)
+    return CachedMethod(definition, wrapper) if _is_in_class(function) else wrapper
+
+
+def _wrapper(definition: Definition[P, R]) -> Any:
+    cache, make_key, obtain, get_scope = definition.cache, definition.make_key, definition.obtain, current_scope.get
+
+    async def cached(*args: P.args, **kwargs: P.kwargs) -> Any:
+        key = make_key(*args, **kwargs)
+        entry = cache._peek(key)
+        if entry is not None and entry.codec is definition.codec:
+            scope = get_scope()
+            if scope is not None:
+                scope.absorb(entry, cache._filling().backend)
+            thaw = entry.thaw
+            return entry.body if thaw is None else thaw(entry.body)
+        return await obtain(key, args, kwargs)
+
+    wrapper: Any = update_wrapper(cached, definition.function)
+    for method in ("key", "invalidate", "invalidate_all", "refresh", "explain"):
+        setattr(wrapper, method, getattr(definition, method))
+    wrapper.uncached = definition.function
+    return wrapper
+
+
+class CachedMethod:
+    """A cached function in a class: `obj.method` binds `obj`, for the call and for everything else."""
+
+    def __init__(self, definition: Definition[..., Any], wrapper: Any) -> None:
+        self._definition = definition
+        self._wrapper = wrapper
+        update_wrapper(typing.cast(Any, self), definition.function)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        definition = self._definition
+        instance = next(iter(inspect.signature(definition.function).parameters))
+        told_apart = hasattr(owner, "__cache_key__") or instance in definition.exclude or definition.has_key
+        if not told_apart:
+            raise ConfigurationError(
+                f"{owner.__qualname__}.{name} is a method, and nothing tells the instances of {owner.__qualname__} "
+                f"apart: give the class a method __cache_key__() that returns what does, or exclude={{{instance!r}}} "
+                f"if all of them may share their entries"
+            )
+
+    def __get__(self, obj: object | None, owner: type | None = None) -> Any:
+        return self._wrapper if obj is None else BoundCached(self._definition, self._wrapper, obj)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ConfigurationError(
+            f"{self._definition.name} is cached below @staticmethod or @classmethod, which hides it from its class: "
+            f"cache a function at module level, or a method"
+        )
+
+
+class BoundCached:
+    """A cached method of one object."""
+
+    __slots__ = ("__self__", "_definition", "_wrapper")
+
+    def __init__(self, definition: Definition[..., Any], wrapper: Any, obj: object) -> None:
+        self._definition = definition
+        self._wrapper = wrapper
+        self.__self__ = obj
+
+    def __repr__(self) -> str:
+        return f"<cached method {self._definition.name} of {self.__self__!r}>"
+
+    @property
+    def __name__(self) -> str:
+        return str(self._wrapper.__name__)
+
+    @property
+    def __wrapped__(self) -> Any:
+        return types.MethodType(self._definition.function, self.__self__)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        call: Awaitable[Any] = self._wrapper(self.__self__, *args, **kwargs)
+        return call
+
+    def key(self, *args: Any, **kwargs: Any) -> str:
+        return self._definition.key(self.__self__, *args, **kwargs)
+
+    async def invalidate(self, *args: Any, **kwargs: Any) -> None:
+        await self._definition.invalidate(self.__self__, *args, **kwargs)
+
+    async def invalidate_all(self) -> None:
+        await self._definition.invalidate_all()
+
+    async def refresh(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._definition.refresh(self.__self__, *args, **kwargs)
+
+    async def uncached(self, *args: Any, **kwargs: Any) -> Any:
+        return await self._definition.function(self.__self__, *args, **kwargs)
+
+    async def explain(self, *args: Any, **kwargs: Any) -> Explanation:
+        return await self._definition.explain(self.__self__, *args, **kwargs)
+
+
+def resolve_annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations that can be resolved now, each by itself: one that cannot does not hide the others."""
+    namespace = getattr(inspect.unwrap(function), "__globals__", {})
+    resolved: dict[str, Any] = {}
+    for name, annotation in getattr(function, "__annotations__", {}).items():
+        holder = types.SimpleNamespace(__annotations__={name: annotation})
+        try:
+            resolved |= typing.get_type_hints(holder, globalns=namespace, include_extras=True)
+        except (NameError, AttributeError, TypeError, SyntaxError):
+            continue
+    return resolved
+
+
+def _is_in_class(function: Callable[..., Any]) -> bool:
+    around, _, _ = function.__qualname__.rpartition(".")
+    return bool(around) and not around.endswith("<locals>")
+
+
+def _is_redefinition(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
+    """Whether `new` is `old` again: the same code over the same things, or a cell of a notebook that was run again."""
+    if old is new:
+        return True
+    if old.__module__ == new.__module__ == "__main__" and "<locals>" not in new.__qualname__:
+        return old.__qualname__ == new.__qualname__
+    return (
+        old.__code__ is new.__code__
+        and old.__defaults__ == new.__defaults__
+        and [_content(cell) for cell in old.__closure__ or ()] == [_content(cell) for cell in new.__closure__ or ()]
+    )
+
+
+def _content(cell: types.CellType) -> object:
+    try:
+        return id(cell.cell_contents)
+    except ValueError:  # not filled yet
+        return None
+
+
+def _refuse_wrapped_methods(function: object) -> None:
+    if isinstance(function, staticmethod | classmethod):
+        kind = type(function).__name__
+        raise ConfigurationError(
+            f"@cached stands over @{kind}: cache a function at module level and call it from the {kind}, or cache a "
+            f"method"
+        )
+
+
+def _check_function(function: object) -> None:
+    if isinstance(function, CachedMethod) or hasattr(function, "invalidate_all"):
+        raise ConfigurationError(f"{function!r} is cached already")
+    if not inspect.isfunction(function):
+        raise ConfigurationError(f"@cached goes over an async function (async def), not over {function!r}")
+    if inspect.isasyncgenfunction(function):
+        raise ConfigurationError(
+            f"{function.__qualname__} is an async generator, which can be read once: return a list instead"
+        )
+    if not inspect.iscoroutinefunction(function):
+        raise ConfigurationError(
+            f"{function.__qualname__} is not async: write `async def`, and call what blocks through anyio.to_thread"
+        )
+    if _is_in_class(function):
+        first = next(iter(inspect.signature(function).parameters), None)
+        if first is None or first == "cls":
+            raise ConfigurationError(
+                f"{function.__qualname__} looks like a static or class method: cache a function at module level "
+                f"and call it from there, or a method that takes self"
+            )
+

@@ -1,0 +1,639 @@
+"""Values to bytes and back, and the proof that they come back the same.
+
+A codec belongs to a type. msgspec does the work for plain types; Pydantic's TypeAdapter does it where the annotation
+holds a model, with the set of fields kept. Whatever is stored has been decoded once before and compared with the original,
+types and values, all the way down: so a hit gives what the miss gave, or the store refuses and names the place.
+Bytes are never trusted: what does not decode to the type is a CorruptEntryError, which the cache takes for a miss.
+"""
+
+import collections.abc as abc
+import dataclasses
+import datetime
+import decimal
+import enum
+import math
+import re
+import reprlib
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any, Final, NoReturn, TypeVar
+
+import msgspec
+
+from asynctag.errors import CorruptEntryError, UnsupportedTypeError, ValueNotCacheableError
+from asynctag.thaw import ATOMS, Kept, attributes, plan, pydantic_base
+
+__all__ = ["NOT_GIVEN", "Codec", "Kept", "codec_for"]
+
+
+class _NotGiven(enum.Enum):
+    NOT_GIVEN = "no annotation"
+
+
+NOT_GIVEN: Final = _NotGiven.NOT_GIVEN
+"""No annotation: values are JSON-like builtins."""
+
+_FREE = (NOT_GIVEN, Any, object)
+_WHOLE = frozenset({type(None), bool, int, float, str, bytes})
+"""Types whose values come back as they are if the annotation names them."""
+
+_MISSING: Final = object()
+
+
+class Codec:
+    """Encodes and decodes the values of one type. Codecs that are one object are of one type."""
+
+    __slots__ = ("_format", "_root", "_whole", "annotation")
+
+    def __init__(self, annotation: object, format: "_Format") -> None:
+        self.annotation = annotation
+        self._format = format
+        plain = isinstance(annotation, type) and annotation.__module__ != "builtins"
+        self._root = annotation.__name__ if plain and isinstance(annotation, type) else "value"
+        self._whole = _whole_types(annotation)
+
+    def __repr__(self) -> str:
+        return f"<Codec {_name(self.annotation)}>"
+
+    def encode(self, value: Any) -> bytes:
+        """The value as bytes that are known to come back the same."""
+        if type(value) in self._whole:
+            return self._dump(value)
+        return self._prove(value)[0]
+
+    def decode(self, data: bytes) -> Any:
+        """The value of the bytes; CorruptEntryError if they are anything else than a value of this type."""
+        try:
+            return self._format.load(data)
+        except Exception as error:  # Validators of users run here, and may raise anything.
+            raise CorruptEntryError(f"bytes that are not a {_name(self.annotation)}: {_first_line(error)}") from error
+
+    def keep(self, value: Any) -> Kept:
+        """The value for a backend in this process: it shares nothing that can be changed with `value`."""
+        kind = type(value)
+        if kind in self._whole:
+            if not (kind is str and value.isascii()) and (kind is str or kind is int):
+                self._dump(value)
+            return Kept(value, None, sys.getsizeof(value))
+        data, decoded = self._prove(value)
+        kept = plan(decoded)
+        return Kept(data, self.decode, sys.getsizeof(data)) if kept is None else kept
+
+    def _prove(self, value: Any) -> tuple[bytes, Any]:
+        refusal: ValueNotCacheableError | None = None
+        for way in range(self._format.ways):
+            try:
+                data = self._dump(value, way)
+                decoded = self._load_own(data)
+                self._compare(value, decoded)
+            except ValueNotCacheableError as error:
+                refusal = refusal or error
+            else:
+                return data, decoded
+        assert refusal is not None
+        try:
+            raise refusal
+        finally:
+            del refusal  # It holds this frame.
+
+    def _dump(self, value: Any, way: int = 0) -> bytes:
+        try:
+            return self._format.dump(value, way)
+        except RecursionError:
+            self._refuse(self._root, "is nested too deeply, or holds itself")
+        except Exception as error:  # Serializers and properties of users run here.
+            path, culprit = self._locate(value, way)
+            said = f"{_typename(culprit)} cannot be encoded as {_name(self.annotation)} ({_first_line(error)})"
+            self._refuse(path, said, self._advice(culprit), error)
+
+    def _load_own(self, data: bytes) -> Any:
+        try:
+            return self._format.load(data)
+        except RecursionError:
+            self._refuse(self._root, "is nested too deeply")
+        except Exception as error:
+            self._refuse(
+                self._root + self._format.place(error),
+                f"the value is not a {_name(self.annotation)} once encoded ({self._format.explain(error)})",
+                self._format.advice,
+                error,
+            )
+
+    def _compare(self, value: Any, decoded: Any) -> None:
+        try:
+            _compare(value, decoded, None)
+        except RecursionError:
+            self._refuse(self._root, "is nested too deeply, or holds itself")
+        except _Difference as difference:
+            path = self._root + _render(difference.trail)
+            self._refuse(path, difference.said, difference.advice or self._advice(difference.was))
+
+    def _advice(self, culprit: object) -> str:
+        if self.annotation in _FREE:
+            return "without an annotation values are JSON-like builtins: annotate the return type, or pass returns="
+        if isinstance(culprit, int) and type(culprit) is int and not -(2**63) <= culprit < 2**64:
+            return "integers have 64 bits: keep it as a string"
+        return "return what the annotation says"
+
+    def _locate(self, value: Any, way: int) -> tuple[str, object]:
+        """The innermost part of a value that fails on its own."""
+        trail: _Trail = None
+        for _ in range(64):
+            for step, part in _parts(value):
+                try:
+                    msgspec.msgpack.encode(part)
+                except RecursionError:
+                    break
+                except Exception:
+                    if self._format.ways == 1:
+                        trail, value = (trail, step), part
+                        break
+            else:
+                break
+        return self._root + _render(trail), value
+
+    @staticmethod
+    def _refuse(path: str, said: str, advice: str = "", cause: Exception | None = None) -> NoReturn:
+        message = f"{path}: {said}; {advice}" if advice else f"{path}: {said}"
+        raise ValueNotCacheableError(message, path) from cause
+
+
+# Formats
+
+
+class _Format(typing.Protocol):
+    ways: int
+    """How many ways there are to write a value, tried one after the other."""
+    advice: str
+
+    def dump(self, value: Any, way: int) -> bytes: ...
+    def load(self, data: bytes) -> Any: ...
+    def place(self, error: Exception) -> str: ...
+    def explain(self, error: Exception) -> str: ...
+
+
+class _MessagePack:
+    ways = 1
+    advice = "return what the annotation says"
+
+    def __init__(self, annotation: object) -> None:
+        kind: Any = Any if annotation in _FREE else annotation
+        self._encode = msgspec.msgpack.Encoder().encode
+        self.load = msgspec.msgpack.Decoder(kind, ext_hook=_no_extension).decode
+
+    def dump(self, value: Any, way: int) -> bytes:
+        return self._encode(value)
+
+    def place(self, error: Exception) -> str:
+        found = re.search(r" - at `(?:key in )?\$(.*)`$", str(error))
+        return found[1] if found else ""
+
+    def explain(self, error: Exception) -> str:
+        return re.sub(r" - at .*", "", _first_line(error))
+
+
+def _no_extension(code: int, data: memoryview) -> NoReturn:
+    raise ValueError("an extension type")
+
+
+class _Json:
+    """Pydantic's JSON. The first byte says which way it was written.
+
+    `n`: field names, set fields only. `f`: all fields, with the set ones listed beside them, for defaults that were
+    changed in place or are new each time. `a`: aliases, for models that look at their raw input.
+    """
+
+    ways = 3
+    advice = "bytes and infinite floats in a model need ser_json_bytes, val_json_bytes and ser_json_inf_nan in its config"
+
+    def __init__(self, annotation: object) -> None:
+        from pydantic import TypeAdapter
+
+        self._adapter: Any = TypeAdapter(annotation)
+        self._sets = msgspec.msgpack.Decoder(tuple[bytes, list[list[str]]])
+
+    def dump(self, value: Any, way: int) -> bytes:
+        # No warnings: the comparison that follows finds more than they say, and where.
+        dump = self._adapter.dump_json
+        if way == 0:
+            return b"n" + bytes(dump(value, round_trip=True, exclude_unset=True, by_alias=False, warnings=False))
+        if way == 1:
+            text = dump(value, round_trip=True, by_alias=False, warnings=False)
+            sets = [sorted(model.__pydantic_fields_set__) for model in _models(value)]
+            return b"f" + msgspec.msgpack.encode((text, sets))
+        return b"a" + bytes(dump(value, round_trip=True, exclude_unset=True, by_alias=True, warnings=False))
+
+    def load(self, data: bytes) -> Any:
+        way, text = data[:1], data[1:]
+        if way == b"n":
+            return self._adapter.validate_json(text, by_alias=False, by_name=True)
+        if way == b"a":
+            return self._adapter.validate_json(text)
+        if way != b"f":
+            raise ValueError("neither of the ways in which models are written")
+        text, sets = self._sets.decode(text)
+        value = self._adapter.validate_json(text, by_alias=False, by_name=True)
+        for model, names in zip(_models(value), sets, strict=True):
+            if not model.__pydantic_fields_set__.issuperset(names):
+                raise ValueError("a field that the model does not have")
+            object.__setattr__(model, "__pydantic_fields_set__", set(names))
+        return value
+
+    def place(self, error: Exception) -> str:
+        first = self._first(error)
+        return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first.get("loc", ()))
+
+    def explain(self, error: Exception) -> str:
+        return str(self._first(error).get("msg") or _first_line(error))
+
+    @staticmethod
+    def _first(error: Exception) -> dict[str, Any]:
+        errors = getattr(error, "errors", None)
+        return dict(errors(include_url=False)[0]) if callable(errors) else {}
+
+
+def _models(value: Any) -> Iterator[Any]:
+    """The models in a value, outer ones first, in an order that a copy of the value shares. Those in sets are left out."""
+    base = pydantic_base()
+    if base is not None and isinstance(value, base):
+        yield value
+    if type(value) not in ATOMS and not isinstance(value, (set, frozenset)):
+        for _, part in _parts(value):
+            yield from _models(part)
+
+
+# Paths and comparison
+
+_Trail = tuple[Any, str | tuple[str, object]] | None
+"""Steps to a place, the last one outermost in the pair; rendered only if there is something to say."""
+
+
+class _Difference(Exception):
+    def __init__(self, trail: _Trail, said: str, was: object, advice: str = "") -> None:
+        super().__init__(said)
+        self.trail, self.said, self.was, self.advice = trail, said, was, advice
+
+
+def _render(trail: _Trail) -> str:
+    steps: list[str] = []
+    while trail is not None:
+        trail, step = trail
+        steps.append(step if isinstance(step, str) else f"{step[0]}[{_short.repr(step[1])}]")
+    return "".join(reversed(steps))
+
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 40
+
+
+def _parts(value: Any) -> Iterator[tuple[str | tuple[str, object], Any]]:
+    """The parts of a container or an object, with the step that leads there."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield ("", key), item
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for index, item in enumerate(value):
+            yield f"[{index}]", item
+    elif type(value) in ATOMS or isinstance(value, (type, enum.Enum)):
+        return
+    else:
+        for name, item in _state(value).items():
+            if not name.startswith("__pydantic_") or name == "__pydantic_extra__":
+                yield f".{name}", item
+
+
+def _state(value: Any) -> dict[str, Any]:
+    held = attributes(value)
+    if isinstance(value, msgspec.Struct):
+        held.update((name, getattr(value, name, _MISSING)) for name in value.__struct_fields__)
+    return held
+
+
+def _compare(was: Any, came: Any, trail: _Trail) -> None:
+    """Raise _Difference at the first place where the two are not of the same type and value."""
+    kind = type(was)
+    if kind is not type(came):
+        _wrong_type(was, came, trail)
+    compare = _COMPARE.get(kind)
+    if compare is not None:
+        compare(was, came, trail)
+    elif isinstance(was, enum.Enum):
+        if was is not came:
+            _differ(was, came, trail)
+    elif isinstance(was, (list, tuple)):
+        _compare_list(was, came, trail)
+        _compare_state(was, came, trail)
+    elif isinstance(was, dict):
+        _compare_dict(was, came, trail)
+        _compare_state(was, came, trail)
+    elif isinstance(was, msgspec.Struct) or _holds_state(kind):
+        _compare_state(was, came, trail)
+    else:
+        _compare_opaque(was, came, trail)
+
+
+def _wrong_type(was: Any, came: Any, trail: _Trail) -> NoReturn:
+    names = _typename(was), _typename(came)
+    if names[0] == names[1]:
+        names = f"{type(was).__module__}.{names[0]}", f"{type(came).__module__}.{names[1]}"
+    advice = f"{names[0]} is a subclass: annotate it, or return a plain {names[1]}" if isinstance(was, type(came)) else ""
+    raise _Difference(trail, f"{names[0]} came back as {names[1]}", was, advice)
+
+
+def _differ(was: Any, came: Any, trail: _Trail, advice: str = "") -> NoReturn:
+    advice = advice or "a value must be the same once encoded and decoded"
+    raise _Difference(trail, f"{_short.repr(was)} came back as {_short.repr(came)}", was, advice)
+
+
+def _compare_equal(was: Any, came: Any, trail: _Trail) -> None:
+    if was != came:
+        _differ(was, came, trail)
+
+
+def _compare_float(was: float, came: float, trail: _Trail) -> None:
+    if was != was and came != came:
+        return
+    if was != came or math.copysign(1, was) != math.copysign(1, came):
+        _differ(was, came, trail)
+
+
+def _compare_decimal(was: decimal.Decimal, came: decimal.Decimal, trail: _Trail) -> None:
+    if was.as_tuple() != came.as_tuple():
+        _differ(was, came, trail)
+
+
+def _compare_clock(was: Any, came: Any, trail: _Trail) -> None:
+    """Datetimes and times. Zones are the same if both stand for one offset the year round, and it is the same one."""
+    zones = was.tzinfo, came.tzinfo
+    if (zones[0] is None) != (zones[1] is None):
+        _differ(was, came, trail)
+    if zones[0] is not None:
+        fixed = zones[0].utcoffset(None), zones[1].utcoffset(None)
+        if fixed[0] is None or fixed[0] != fixed[1]:
+            _differ(was, came, trail, "a zone does not come back: convert to UTC, as in value.astimezone(timezone.utc)")
+    if was.replace(tzinfo=None) != came.replace(tzinfo=None) or was.fold != came.fold:
+        _differ(was, came, trail)
+
+
+def _compare_list(was: Any, came: Any, trail: _Trail) -> None:
+    if len(was) != len(came):
+        raise _Difference(
+            trail, f"{len(was)} items came back as {len(came)}", was, "a value must be the same once encoded and decoded"
+        )
+    for index, (left, right) in enumerate(zip(was, came, strict=True)):
+        _compare(left, right, (trail, f"[{index}]"))
+
+
+def _compare_dict(was: dict[Any, Any], came: dict[Any, Any], trail: _Trail) -> None:
+    if len(was) != len(came):
+        missing = [key for key in was if key not in came] or [key for key in came if key not in was]
+        raise _Difference(trail, f"the keys {_short.repr(missing)} did not come back as they were", was)
+    for (key, left), (other, right) in zip(was.items(), came.items(), strict=True):
+        _compare(key, other, (trail, (" key ", key)))
+        _compare(left, right, (trail, ("", key)))
+
+
+def _compare_set(was: Any, came: Any, trail: _Trail) -> None:
+    found = {item: item for item in came}
+    lost = 0
+    for item in was:
+        other = found.pop(item, _MISSING)
+        if other is not _MISSING:
+            _compare(item, other, (trail, (" item ", item)))
+        elif isinstance(item, float) and item != item:
+            lost += 1  # NaN is found by identity only.
+        else:
+            raise _Difference(trail, f"the item {_short.repr(item)} did not come back", was)
+    if len(found) != lost or any(item == item for item in found):
+        _differ(was, came, trail)
+
+
+def _compare_opaque(was: Any, came: Any, trail: _Trail) -> None:
+    try:
+        same = bool(was == came)
+    except Exception:  # An `__eq__` of somebody else's that fails does not say that they are equal.
+        same = False
+    if not same:
+        _differ(was, came, trail)
+    _compare_state(was, came, trail)
+
+
+def _holds_state(kind: type) -> bool:
+    base = pydantic_base()
+    return (
+        hasattr(kind, "__dataclass_fields__")
+        or hasattr(kind, "__attrs_attrs__")
+        or (base is not None and issubclass(kind, base))
+    )
+
+
+_OF_MODELS = {
+    "__pydantic_fields_set__": " (the fields that were set)",
+    "__pydantic_extra__": " (extra fields)",
+    "__pydantic_private__": " (private attributes)",
+}
+
+
+def _compare_state(was: Any, came: Any, trail: _Trail) -> None:
+    left, right = _state(was), _state(came)
+    for name in left | right:
+        first, second = left.get(name, _MISSING), right.get(name, _MISSING)
+        here: _Trail = (trail, _OF_MODELS.get(name) or f".{name}")
+        if first is _MISSING or second is _MISSING:
+            if first is not second:
+                said = "is not there after decoding" if second is _MISSING else "is there only after decoding"
+                raise _Difference(here, said, first, "only declared fields are kept")
+            continue
+        _compare(first, second, here)
+
+
+_COMPARE: Final[dict[type, Callable[[Any, Any, _Trail], None]]] = {
+    **dict.fromkeys(ATOMS, _compare_equal),
+    float: _compare_float,
+    decimal.Decimal: _compare_decimal,
+    datetime.datetime: _compare_clock,
+    datetime.time: _compare_clock,
+    list: _compare_list,
+    tuple: _compare_list,
+    dict: _compare_dict,
+    set: _compare_set,
+    frozenset: _compare_set,
+    bytearray: _compare_equal,
+}
+
+
+# From annotations to codecs
+
+_CODECS: dict[object, Codec] = {}
+
+
+def codec_for(annotation: object, *, owner: str) -> Codec:
+    """The codec of a type; UnsupportedTypeError, naming the owner, if its values cannot be kept."""
+    if annotation in _FREE:
+        annotation = NOT_GIVEN
+    elif annotation is None:
+        annotation = type(None)
+    try:
+        key = _identity(annotation)
+        found = _CODECS.get(key)
+    except TypeError:  # Not hashable.
+        return _make(annotation, owner)
+    return found or _CODECS.setdefault(key, _make(annotation, owner))
+
+
+def _identity(annotation: object) -> object:
+    """A key that tells apart what `==` does not: the order of a union, 1 and True, two markers of `Annotated`."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation
+    origin = typing.get_origin(annotation)
+    if origin is None:
+        return type(annotation), annotation
+    if origin is typing.Annotated:
+        inner, *marks = typing.get_args(annotation)
+        return origin, _identity(inner), tuple(id(mark) for mark in marks)  # The codec keeps the marks alive.
+    return origin, tuple(_identity(argument) for argument in typing.get_args(annotation))
+
+
+def _make(annotation: object, owner: str) -> Codec:
+    if annotation is NOT_GIVEN:
+        return Codec(annotation, _MessagePack(annotation))
+    survey = _Survey(annotation, owner)
+    survey.visit(annotation)
+    try:
+        if survey.pydantic:
+            return Codec(annotation, _Json(annotation))
+        for custom in _customs(msgspec.inspect.type_info(annotation), {}):
+            survey.refuse(f"nothing says how to make {_name(custom)} from plain data")
+        return Codec(annotation, _MessagePack(annotation))
+    except UnsupportedTypeError:
+        raise
+    except Exception as error:  # The hooks of other libraries' types run here.
+        survey.refuse(_first_line(error), error)
+
+
+class _Survey:
+    """A walk over an annotation, into the fields of its classes: finds models, and what cannot be kept."""
+
+    def __init__(self, annotation: object, owner: str) -> None:
+        self.annotation = annotation
+        self.owner = owner
+        self.pydantic = False
+        self.seen: dict[int, object] = {}
+
+    def refuse(self, why: str, cause: Exception | None = None) -> NoReturn:
+        raise UnsupportedTypeError(
+            f"{self.owner}: values of {_name(self.annotation)} cannot be cached: {why}. Return plain data, such as a"
+            " dataclass or a Pydantic model, or name another type with returns="
+        ) from cause
+
+    def visit(self, part: object, of_field: bool = False) -> None:
+        if id(part) in self.seen:
+            return
+        self.seen[id(part)] = part
+        if isinstance(part, TypeVar):
+            if not of_field:
+                self.refuse(f"{part} is a bare type variable, which names no type")
+            return
+        if isinstance(part, (str, typing.ForwardRef)):
+            self.refuse(f"the name {_name(part)} is not resolved")
+        if getattr(part, "__name__", "") == "Self" and getattr(part, "__module__", "").startswith("typing"):
+            self.refuse("Self names no class here")
+        if hasattr(part, "__supertype__"):
+            return self.visit(part.__supertype__, of_field)
+        origin = typing.get_origin(part)
+        if origin is typing.Literal:
+            return None
+        alias = part if origin is None else origin
+        if type(alias).__name__ == "TypeAliasType":
+            self.visit(getattr(alias, "__value__", None), of_field or origin is not None)
+        arguments = typing.get_args(part)
+        for argument in arguments[:1] if origin is typing.Annotated else arguments:
+            if not isinstance(argument, list):
+                self.visit(argument, of_field)
+        cls = origin or part
+        if isinstance(cls, type):
+            self.visit_class(cls)
+
+    def visit_class(self, cls: type) -> None:
+        if any(hasattr(cls, name) for name in _ORM_MARKS):
+            self.refuse(f"{_name(cls)} is an ORM class, whose objects belong to a session")
+        response = getattr(sys.modules.get("starlette.responses"), "Response", None)
+        if response is not None and issubclass(cls, response):
+            self.refuse(f"{_name(cls)} is a response: cache the data that it is made of, or use cache_response")
+        if cls is abc.Callable:
+            self.refuse("a function cannot be kept")
+        if issubclass(cls, (abc.Iterator, abc.AsyncIterable)) or cls is abc.Iterable:
+            self.refuse(f"{_name(cls)} can be read only once: return a list")
+        if issubclass(cls, abc.Awaitable):
+            self.refuse(f"{_name(cls)} can be awaited only once: return its result")
+        if hasattr(cls, "__pydantic_validator__") or hasattr(cls, "__get_pydantic_core_schema__"):
+            self.pydantic = True
+        elif (
+            dataclasses.is_dataclass(cls)
+            or typing.is_typeddict(cls)
+            or hasattr(cls, "__attrs_attrs__")
+            or issubclass(cls, msgspec.Struct)
+            or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
+            or type(cls).__name__ == "_TypedDictMeta"
+        ):
+            try:
+                hints = typing.get_type_hints(cls, include_extras=True)
+            except Exception as error:
+                self.refuse(f"the annotations of {_name(cls)} cannot be resolved ({_first_line(error)})", error)
+            for hint in hints.values():
+                if typing.get_origin(hint) is not typing.ClassVar:
+                    self.visit(hint, of_field=True)
+
+
+_ORM_MARKS = ("__mapper__", "__sa_instrumentation_manager__", "_sa_class_manager")
+
+
+def _customs(info: Any, seen: dict[int, object]) -> Iterator[type]:
+    """The classes in msgspec's description of a type that it leaves to hooks, or gives out as views of the bytes."""
+    if id(info) in seen:
+        return
+    seen[id(info)] = info
+    if isinstance(info, msgspec.inspect.CustomType):
+        if info.cls is not object:
+            yield info.cls
+    elif isinstance(info, msgspec.inspect.RawType):
+        yield msgspec.Raw
+    elif isinstance(info, msgspec.inspect.MemoryViewType):
+        yield memoryview
+    elif isinstance(info, tuple):
+        for part in info:
+            yield from _customs(part, seen)
+    elif isinstance(info, (msgspec.inspect.Type, msgspec.inspect.Field)):
+        for name in info.__struct_fields__:
+            if name not in ("default", "default_factory"):
+                yield from _customs(getattr(info, name), seen)
+
+
+def _whole_types(annotation: object) -> frozenset[type]:
+    if annotation is NOT_GIVEN:
+        return _WHOLE
+    parts = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    whole = {part for part in parts if isinstance(part, type)}
+    return frozenset(whole) if len(whole) == len(parts) and whole <= _WHOLE else frozenset()
+
+
+def _is_union(annotation: object) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _name(annotation: object) -> str:
+    if annotation is NOT_GIVEN:
+        return "JSON-like value"
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation.__qualname__.rpartition("<locals>.")[2]
+    return repr(annotation).replace("typing.", "")
+
+
+def _typename(value: object) -> str:
+    return _name(type(value))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -1,0 +1,438 @@
+"""How a value is obtained: from the backend, from a flight, or by computing and storing it."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+from weakref import WeakKeyDictionary
+
+from asynctag.backends.base import Backend, Entry, Reading, Stamp, Written
+from asynctag.background import Background
+from asynctag.codec import Codec, Kept
+from asynctag.errors import BackendError, ConfigurationError, CorruptEntryError
+from asynctag.expiry import Expiry, renews_early
+from asynctag.flight import Fate, Flight, Flights, Turn
+from asynctag.scope import Scope, current_scope, live_scope
+
+logger = logging.getLogger("asynctag")
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+#: Nothing was found. `None` is a value like any other.
+MISSING: Final = _Missing()
+
+
+class Job(NamedTuple):
+    """One value to obtain. `tags` are names in the backend: the declared and the implicit ones."""
+
+    name: str
+    key: str
+    tags: tuple[str, ...]
+    codec: Codec
+    expiry: Expiry
+    namespace: str
+    compute: Callable[[], Awaitable[Any]]
+    in_background: bool = True
+
+
+# Caches that share a backend share the flights too: one computation a key, by process.
+_flights: WeakKeyDictionary[Backend, Flights] = WeakKeyDictionary()
+
+
+class Filler:
+    """Obtains values on one backend."""
+
+    def __init__(self, backend: Backend, background: Background, max_ttl: float) -> None:
+        self.backend = backend
+        self.flights = _flights.setdefault(backend, Flights())
+        self.background = background
+        self.max_ttl = max_ttl
+        self._agreed = False
+
+    # --- the backend, failing open -----------------------------------------------------------------
+
+    async def read(self, key: str) -> Reading | None:
+        """A reading, or None where the backend does not answer: the caller then computes, and stores nothing."""
+        try:
+            if not self._agreed:
+                await self.agree()
+            return await self.backend.read(key)
+        except BackendError as error:
+            logger.warning("the backend cannot be read (%s): computing without it", error)
+            return None
+
+    async def read_many(self, keys: Sequence[str]) -> list[Reading] | list[None]:
+        try:
+            if not self._agreed:
+                await self.agree()
+            return await self.backend.read_many(keys)
+        except BackendError as error:
+            logger.warning("the backend cannot be read (%s): computing without it", error)
+            return [None] * len(keys)
+
+    async def write(self, entry: Entry) -> Written:
+        try:
+            return await self.backend.write(entry)
+        except BackendError as error:
+            logger.warning("%s could not be stored: %s", entry.key, error)
+            return Written(False)
+
+    async def agree(self) -> None:
+        await self.backend.agree(self.max_ttl)
+        self._agreed = True
+
+    # --- one value -----------------------------------------------------------------------------------
+
+    async def obtain(self, job: Job) -> Any:
+        """The value of `job`: a hit, what a flight brought, or what its computation returns."""
+        parent = live_scope()
+        inside = _flights_around(parent)
+        came = self.flights.begun
+        landings: int | None = self.flights.landings(job.key)
+        reading = await self.read(job.key)
+        value = self.serve(job, reading, parent)
+        after: Flight | None = None
+        while value is MISSING:
+            turn, flight = self.flights.board(job.key, self.backend.clock(), landings, after)
+            if flight is None:
+                if turn is Turn.ALONE:
+                    return await self.compute(job, reading, None, parent)
+                landings = self.flights.landings(job.key)
+                reading = await self.read(job.key)
+                value = self.serve(job, reading, parent)
+            elif turn is Turn.LEAD:
+                return await self._lead(job, reading, flight, parent, look=after is not None)
+            else:
+                if not await self._wait(job, flight, inside, parent):
+                    return await self.compute(job, reading, None, parent)
+                if flight.serves(came):
+                    value = self._share(job, flight, parent)
+                after, landings = flight, None
+        return value
+
+    async def refresh(self, job: Job) -> Any:
+        """Compute `job` now and store it, whatever is cached."""
+        flight = self.flights.lead_unless_open(job.key, self.backend.clock())
+        try:
+            return await self.compute(job, await self.read(job.key), flight, live_scope())
+        finally:
+            if flight is not None:
+                self.flights.land(flight, Fate.CANCELLED)
+
+    async def _lead(self, job: Job, reading: Reading | None, flight: Flight, parent: Scope | None, look: bool) -> Any:
+        try:
+            if look:
+                reading = await self.read(job.key)
+                value = self.serve(job, reading, parent)
+                if value is not MISSING:
+                    assert reading is not None
+                    self.flights.land(flight, Fate.UNCHECKED, entry=reading.entry, stale=reading.stale)
+                    return value
+            return await self.compute(job, reading, flight, parent)
+        finally:
+            self.flights.land(flight, Fate.CANCELLED)
+
+    async def _wait(self, job: Job, flight: Flight, inside: tuple[Flight, ...], parent: Scope | None) -> bool:
+        try:
+            return await self.flights.wait(flight, inside)
+        except BaseException:  # gave up: what the caller does instead depends on it too
+            if parent is not None:
+                parent.gather({*job.tags, *flight.tags}, self.backend)
+            raise
+
+    def _share(self, job: Job, flight: Flight, parent: Scope | None) -> Any:
+        if flight.error is not None:
+            if parent is not None:
+                parent.gather({*job.tags, *flight.tags}, self.backend)
+            raise flight.error
+        assert flight.entry is not None
+        value = load(flight.entry, job.codec)
+        if value is not MISSING and parent is not None:
+            parent.absorb(flight.entry, self.backend, stale=flight.stale)
+        return value
+
+    def serve(self, job: Job, reading: Reading | None, parent: Scope | None) -> Any:
+        """The value of what was read, if it may be served; starts its renewal where that is due."""
+        if reading is None or reading.entry is None:
+            return MISSING
+        entry, now = reading.entry, self.backend.clock()
+        if reading.stale:
+            due = True
+            if parent is not None and parent.renewing:
+                return MISSING
+            if now >= entry.stale_until or entry.stale_until <= entry.fresh_until:
+                return MISSING
+        else:
+            due = now >= entry.renew_from and renews_early(now, entry.renew_from, entry.fresh_until)
+        if due and not self._renew(job, now):
+            return MISSING
+        value = load(entry, job.codec)
+        if value is not MISSING and parent is not None:
+            parent.absorb(entry, self.backend, stale=reading.stale)
+        return value
+
+    def _renew(self, job: Job, now: float) -> bool:
+        """Whether `job` is being renewed, or is from now on, by somebody whom the caller need not wait for."""
+        if not job.in_background or not self.background.is_open:
+            return False
+        flight = self.flights.lead_unless_open(job.key, now)
+        return flight is None or self.background.start(self._renewal, job, flight)
+
+    async def _renewal(self, job: Job, flight: Flight) -> None:
+        try:
+            reading = await self.read(job.key)
+            if reading is not None and reading.entry is not None and not reading.stale:
+                if self.backend.clock() < reading.entry.renew_from:
+                    self.flights.land(flight, Fate.UNCHECKED, entry=reading.entry)
+                    return
+            await self.compute(job, reading, flight, None, renewing=True)
+        except Exception:
+            logger.warning("the renewal of %s failed", job.name, exc_info=True)
+        finally:
+            self.flights.land(flight, Fate.CANCELLED)
+
+    # --- computing -----------------------------------------------------------------------------------
+
+    async def compute(
+        self,
+        job: Job,
+        reading: Reading | None,
+        flight: Flight | None,
+        parent: Scope | None,
+        *,
+        renewing: bool = False,
+    ) -> Any:
+        """Run the computation in a scope of its own and store its result, stamped with its own look-up."""
+        scope = self.open_scope(job, parent, (flight,) if flight is not None else (), renewing=renewing)
+        started = self.backend.clock()
+        token = current_scope.set(scope)
+        try:
+            try:
+                value = await job.compute()
+            except Exception as error:
+                if not renewing:
+                    value = await self._fallback(job, flight, parent, error)
+                    if value is not MISSING:
+                        return value
+                if flight is not None:
+                    self.flights.land(flight, Fate.FAILED, error=error)
+                raise
+            finally:
+                scope.closed = True
+                current_scope.reset(token)
+            await self._store(job, value, reading, flight, scope, started)
+            return value
+        finally:
+            scope.hand_up()
+
+    async def compute_unstored(self, job: Job) -> Any:
+        """Compute while the cache is disabled: nothing is looked up or stored, tags go up as ever."""
+        scope = self.open_scope(job, live_scope(), (), renewing=False)
+        token = current_scope.set(scope)
+        try:
+            return await job.compute()
+        finally:
+            current_scope.reset(token)
+            scope.hand_up()
+
+    def open_scope(self, job: Job, parent: Scope | None, flights: tuple[Flight, ...], *, renewing: bool) -> Scope:
+        renewing = renewing or (parent is not None and parent.renewing)
+        scope = Scope(job.name, self.backend, job.namespace, parent, renewing=renewing)
+        scope.tags.update(job.tags)
+        scope.flights = flights
+        for flight in flights:
+            flight.tags = scope.tags
+        return scope
+
+    async def _store(
+        self, job: Job, value: Any, reading: Reading | None, flight: Flight | None, scope: Scope, started: float
+    ) -> None:
+        if scope.no_store:
+            if flight is not None:
+                self.flights.land(flight, Fate.UNSHARED, now=self.backend.clock())
+            return
+        try:
+            kept = self.keep(job.codec, value)
+        except Exception as error:
+            if flight is not None:
+                self.flights.land(flight, Fate.FAILED, error=error)
+            raise
+        entry = self.entry(job, kept, reading.stamp if reading is not None else None, scope, started)
+        if flight is not None:
+            self.flights.close(flight)
+        written = await self.write(entry) if self.may_store(entry, scope, reading) else Written(False)
+        self.settle(entry, written, scope)
+        if flight is not None:
+            fate = Fate.ACCEPTED if written.accepted else Fate.UNCHECKED
+            self.flights.land(flight, fate, entry=entry, stale=scope.stale_stamp is not None)
+
+    def may_store(self, entry: Entry, scope: Scope, reading: Reading | None) -> bool:
+        """Not without a stamp, nor built from something stale of before the journal was lost."""
+        return reading is not None and (scope.stale_stamp is None or scope.stale_stamp.epoch == entry.stamp.epoch)
+
+    def settle(self, entry: Entry, written: Written, scope: Scope) -> None:
+        """Give the scope what its entry turned out to be, for the computation around it."""
+        scope.fresh_until, scope.expires = entry.fresh_until, entry.expires
+        if written.stale:
+            scope.stale_stamp = entry.stamp
+
+    def keep(self, codec: Codec, value: Any) -> Kept:
+        """`value` as the backend keeps it, proven to come back the same."""
+        if self.backend.in_process:
+            return codec.keep(value)
+        data = codec.encode(value)
+        return Kept(data, codec.decode, len(data))
+
+    def entry(self, job: Job, kept: Kept, stamp: Stamp | None, scope: Scope, started: float) -> Entry:
+        if stamp is None:
+            stamp = Stamp(-1, -1)
+        if scope.stale_stamp is not None:
+            stamp = min(stamp, scope.stale_stamp, key=lambda one: one.seq)
+        now = self.backend.clock()
+        times = job.expiry.times(now, now - started, scope.fresh_until, scope.expires)
+        return Entry(job.key, kept.body, kept.thaw, job.codec, kept.size, tuple(scope.tags), stamp, *times)
+
+    async def _fallback(self, job: Job, flight: Flight | None, parent: Scope | None, error: Exception) -> Any:
+        """The stale value to serve instead of `error`, read again so that the journal has its say."""
+        if not job.expiry.stale_if_error:
+            return MISSING
+        reading = await self.read(job.key)
+        if reading is None or reading.entry is None:
+            return MISSING
+        value = load(reading.entry, job.codec)
+        if value is MISSING:
+            return MISSING
+        logger.warning("%s failed: serving what was cached before", job.name, exc_info=error)
+        if parent is not None:
+            parent.absorb(reading.entry, self.backend, stale=reading.stale)
+        if flight is not None:
+            self.flights.land(flight, Fate.UNCHECKED, entry=reading.entry, stale=reading.stale)
+        return value
+
+    # --- many values ---------------------------------------------------------------------------------
+
+    async def obtain_many(
+        self,
+        jobs: Mapping[str, Job],
+        build: Callable[[list[str]], Awaitable[Mapping[str, Any]]],
+    ) -> dict[str, Any]:
+        """The values of `jobs`; `build` gets the names that miss, at once, and may leave some out."""
+        parent = live_scope()
+        inside = _flights_around(parent)
+        came = self.flights.begun
+        landings = {name: self.flights.landings(job.key) for name, job in jobs.items()}
+        readings = dict(zip(jobs, await self.read_many([job.key for job in jobs.values()]), strict=True))
+        found: dict[str, Any] = {}
+        led: dict[str, Flight] = {}
+        joined: dict[str, Flight] = {}
+        alone: list[str] = []
+        again: list[str] = []
+        try:
+            for name, job in jobs.items():
+                value = self.serve(job, readings[name], parent)
+                if value is not MISSING:
+                    found[name] = value
+                    continue
+                turn, flight = self.flights.board(job.key, self.backend.clock(), landings[name])
+                if flight is not None:
+                    (led if turn is Turn.LEAD else joined)[name] = flight
+                else:
+                    (alone if turn is Turn.ALONE else again).append(name)
+            if led or alone:
+                found |= await self._build(jobs, readings, [*led, *alone], led, build, parent)
+        finally:
+            for flight in led.values():
+                self.flights.land(flight, Fate.CANCELLED)
+        # Only now, with its own flights landed: two callers that lead and join crosswise do not wait for each other.
+        for name, flight in joined.items():
+            job = jobs[name]
+            if not await self._wait(job, flight, inside, parent):
+                found |= await self._build(jobs, readings, [name], {}, build, parent)
+                continue
+            value = self._share(job, flight, parent) if flight.serves(came) else MISSING
+            if value is MISSING:
+                again.append(name)
+            else:
+                found[name] = value
+        if again:
+            found |= await self.obtain_many({name: jobs[name] for name in again}, build)
+        return {name: found[name] for name in jobs if name in found}
+
+    async def _build(
+        self,
+        jobs: Mapping[str, Job],
+        readings: Mapping[str, Reading | None],
+        names: list[str],
+        led: Mapping[str, Flight],
+        build: Callable[[list[str]], Awaitable[Mapping[str, Any]]],
+        parent: Scope | None,
+    ) -> dict[str, Any]:
+        """Build `names` in one scope. What is gathered in it counts for each of them."""
+        scope = self.open_scope(jobs[names[0]], parent, tuple(led.values()), renewing=False)
+        for name in names:
+            scope.tags.update(jobs[name].tags)
+        started = self.backend.clock()
+        token = current_scope.set(scope)
+        try:
+            try:
+                built = await build(names)
+                _check_built(built, names)
+            except Exception as error:
+                for flight in led.values():
+                    self.flights.land(flight, Fate.FAILED, error=error)
+                raise
+            finally:
+                scope.closed = True
+                current_scope.reset(token)
+            shared = scope.tags.difference(*(jobs[name].tags for name in names))
+            parts = [self._part(jobs[name], scope, shared) for name in names if name in built]
+            for name, part in zip((name for name in names if name in built), parts, strict=True):
+                await self._store(jobs[name], built[name], readings[name], led.get(name), part, started)
+            for part in parts:
+                scope.fresh_until = min(scope.fresh_until, part.fresh_until)
+                scope.expires = min(scope.expires, part.expires)
+                scope.stale_stamp = scope.stale_stamp or part.stale_stamp
+            return dict(built)
+        finally:
+            scope.hand_up()
+
+    def _part(self, job: Job, scope: Scope, shared: set[str]) -> Scope:
+        part = Scope(job.name, self.backend, job.namespace)
+        part.tags.update(job.tags, shared)
+        part.fresh_until, part.expires, part.stale_stamp = scope.fresh_until, scope.expires, scope.stale_stamp
+        part.no_store = scope.no_store
+        return part
+
+
+def _check_built(built: Mapping[str, Any], names: list[str]) -> None:
+    if not isinstance(built, Mapping):
+        raise ConfigurationError(f"the builder returned {type(built).__name__}: return a dict from keys to values")
+    strangers = [name for name in built if name not in names]
+    if strangers:
+        raise ConfigurationError(f"the builder returned {strangers[0]!r}, which it was not asked for: it got {names!r}")
+
+
+def _flights_around(scope: Scope | None) -> tuple[Flight, ...]:
+    """The flights that cannot land before the caller has its value."""
+    if scope is None:
+        return ()
+    around: list[Flight] = []
+    while scope is not None:
+        around.extend(scope.flights)
+        scope = scope.parent
+    return tuple(around)
+
+
+def load(entry: Entry, codec: Codec) -> Any:
+    """The value of `entry` as the type of `codec`, or MISSING where it is not of that type."""
+    try:
+        if entry.codec is codec:
+            return entry.load()
+        # Stored as another type under the same key: decode what its bytes would be.
+        return codec.decode(entry.codec.encode(entry.load()))
+    except CorruptEntryError as error:
+        logger.warning("%s is taken for a miss: %s", entry.key, error)
+        return MISSING

@@ -1,0 +1,526 @@
+"""The rules of HTTP caching, as functions of requests, responses and times: nothing here awaits or reads a clock.
+
+Ages, lifetimes and times are seconds. A rule that refuses says why, in a word that fits `Cache-Status`.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from math import isfinite
+from typing import Literal
+
+from asynctag.errors import ConfigurationError
+from asynctag.http.headers import (
+    CacheControl,
+    cookie_values,
+    etag_matches,
+    http_date,
+    is_field_name,
+    parse_age,
+    parse_cache_control,
+    parse_vary,
+    sort_query,
+)
+
+Headers = Iterable[tuple[bytes, bytes]]
+Store = Literal["declared", "rfc9111"]
+
+MAX_PLAIN_KEY = 512
+"""Keys longer than this, in bytes, are hashed."""
+
+# --- requests
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFacts:
+    """What the rules need to know of a request, gathered in one pass over its headers."""
+
+    method: str
+    authorization: bool = False
+    cookie: bool = False
+    range: bool = False
+    if_none_match: bytes | None = None
+    if_modified_since: bytes | None = None
+    cache_control: CacheControl | None = None
+    upgrade: bool = False
+    body: bool = False
+    precondition: bool = False
+    """`If-Match` or `If-Unmodified-Since`: for the origin to judge, never for a cache (RFC 9111 §4.3.2)."""
+
+    @property
+    def only_if_cached(self) -> bool:
+        """A miss is to be answered with 504 (RFC 9111 §5.2.1.7)."""
+        return self.cache_control is not None and self.cache_control.only_if_cached
+
+
+_READ = frozenset(
+    {
+        b"authorization",
+        b"cache-control",
+        b"content-length",
+        b"cookie",
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-unmodified-since",
+        b"pragma",
+        b"range",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+_BARE = {method: RequestFacts(method) for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
+
+
+def read_request(method: str, headers: Headers) -> RequestFacts:
+    """Gather the facts. Most requests have no header that matters here, and share one object."""
+    found: dict[bytes, bytes] | None = None
+    for name, value in headers:
+        if name in _READ:
+            if found is None:
+                found = {name: value}
+            elif name in found:
+                found[name] += b", " + value
+            else:
+                found[name] = value
+    if found is None:
+        return _BARE.get(method) or RequestFacts(method)
+    return RequestFacts(
+        method,
+        b"authorization" in found,
+        b"cookie" in found,
+        b"range" in found,
+        found.get(b"if-none-match"),
+        found.get(b"if-modified-since"),
+        _request_directives(found),
+        # an offer of h2c is for the server to take or leave: the request is an ordinary one
+        found.get(b"upgrade", b"h2c").strip().lower() != b"h2c",
+        b"transfer-encoding" in found or found.get(b"content-length", b"0").strip(b"0") != b"",
+        b"if-match" in found or b"if-unmodified-since" in found,
+    )
+
+
+def _request_directives(found: Mapping[bytes, bytes]) -> CacheControl | None:
+    line = found.get(b"cache-control")
+    if line is not None:
+        return parse_cache_control((line,))
+    pragma = found.get(b"pragma")  # counts only without Cache-Control (RFC 9111 §5.4)
+    if pragma is not None and parse_cache_control((pragma,)).no_cache:
+        return CacheControl(no_cache=True)
+    return None
+
+
+def why_bypass(request: RequestFacts, *, vary: Collection[bytes], cookies: Collection[str] | None) -> str | None:
+    """Why this request must not touch the cache, or `None`. `vary` and `cookies` are what the keys hold; `cookies` is
+    `None` where the route said nothing of cookies, and empty where none matters."""
+    if request.method != "GET" and request.method != "HEAD":
+        return "method"
+    if request.authorization and b"authorization" not in vary:
+        return "authorization"
+    if request.cookie and cookies is None and b"cookie" not in vary:
+        return "cookie"
+    if request.range:
+        return "range"
+    if request.cache_control is not None and request.cache_control.no_store:
+        return "no-store"
+    if request.body:
+        return "body"
+    if request.upgrade:
+        return "upgrade"
+    if request.precondition:
+        return "precondition"
+    return None
+
+
+def may_serve(
+    request: RequestFacts,
+    age: float,
+    lifetime: float,
+    *,
+    stale: float = 0.0,
+    must_revalidate: bool = False,
+) -> bool:
+    """Whether a stored response of that age answers the request without asking the application (RFC 9111 §4, §5.2.1).
+
+    `stale` is how long past its lifetime it may be served; with `must_revalidate` no request can stretch that.
+    """
+    remaining = lifetime - age
+    wanted = request.cache_control
+    if wanted is None:
+        return remaining > 0 or -remaining < stale
+    if wanted.no_cache:
+        return False
+    if wanted.max_age is not None:
+        if age > wanted.max_age:
+            return False
+        stale = 0.0  # with max-age, a stale response is wanted only where max-stale says so (§5.2.1.1)
+    if wanted.min_fresh is not None and remaining < wanted.min_fresh:
+        return False
+    if remaining > 0 or -remaining < stale:
+        return True
+    return wanted.max_stale is not None and not must_revalidate and -remaining <= wanted.max_stale
+
+
+def not_modified(request: RequestFacts, etag: bytes | None, last_modified: bytes | None) -> bool:
+    """Whether a 304 answers the request, for a stored 200. `If-None-Match` over `If-Modified-Since` (RFC 9110
+    §13.2.2)."""
+    if request.method != "GET" and request.method != "HEAD":
+        return False
+    if request.if_none_match is not None:
+        return etag_matches(request.if_none_match, etag or b"")
+    if request.if_modified_since is None or last_modified is None:
+        return False
+    since, modified = http_date(request.if_modified_since), http_date(last_modified)
+    return since is not None and modified is not None and modified <= since
+
+
+# --- what a route says
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What a route says of its responses, as far as HTTP is concerned. Checked when it is made.
+
+    `ttl=None` leaves the lifetime to the response. `cookies` and `query` name what the key holds: `None` is every
+    query parameter, and no cookie at all, so that a request with cookies bypasses the cache.
+    """
+
+    ttl: float | None = None
+    public: bool = False
+    vary: tuple[str, ...] = ()
+    cookies: tuple[str, ...] | None = None
+    query: tuple[str, ...] | None = None
+    statuses: frozenset[int] = frozenset({200})
+    stale_while_revalidate: float | None = None
+    stale_if_error: float | None = None
+    jitter: float = 0.0
+    vary_fields: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.ttl is not None and (not _is_number(self.ttl) or self.ttl <= 0):
+            raise ConfigurationError(f"ttl={self.ttl!r}: give a finite number of seconds above zero")
+        for name in ("stale_while_revalidate", "stale_if_error"):
+            seconds: float | None = getattr(self, name)
+            if seconds is not None and (not _is_number(seconds) or seconds < 0):
+                raise ConfigurationError(f"{name}={seconds!r}: give a finite number of seconds, or None")
+        if not _is_number(self.jitter) or not 0 <= self.jitter < 1:
+            raise ConfigurationError(f"jitter={self.jitter!r}: give a fraction of the ttl, from 0 to below 1")
+        vary = _names("vary", self.vary)
+        for name in vary:
+            if name == "*" or not _is_token(name):
+                raise ConfigurationError(f"vary={name!r}: give names of request headers; '*' would match no request")
+        cookies = None if self.cookies is None else _names("cookies", self.cookies)
+        for name in cookies or ():
+            if not _is_token(name):
+                raise ConfigurationError(f"cookies={name!r}: not the name of a cookie")
+        query = None if self.query is None else _names("query", self.query)
+        for status in self.statuses:
+            if type(status) is bool or not 200 <= status <= 599 or status in (206, 304):
+                raise ConfigurationError(
+                    f"statuses={status!r}: a whole response has a status from 200 to 599, without 206 and 304"
+                )
+        if not self.statuses:
+            raise ConfigurationError("statuses is empty: nothing would be stored; leave the route undecorated instead")
+        lowered = tuple(sorted({name.lower() for name in vary}))
+        object.__setattr__(self, "vary", lowered)
+        object.__setattr__(self, "vary_fields", tuple(name.encode() for name in lowered))
+        object.__setattr__(self, "cookies", cookies)
+        object.__setattr__(self, "query", query)
+        object.__setattr__(self, "statuses", frozenset(self.statuses))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_token(name: str) -> bool:
+    return name.isascii() and is_field_name(name.encode())
+
+
+def _names(option: str, names: object) -> tuple[str, ...]:
+    if isinstance(names, (str, bytes)) or not isinstance(names, Collection):
+        raise ConfigurationError(f"{option}={names!r}: give a tuple of names")
+    for name in names:
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"{option}={name!r}: give names, as non-empty strings")
+    return tuple(sorted(set(names)))
+
+
+# --- responses
+
+
+@dataclass(frozen=True, slots=True)
+class Storable:
+    """A response that may be stored, and for how long. `public` says that its hits may be served before routing."""
+
+    lifetime: float
+    stale_while_revalidate: float = 0.0
+    stale_if_error: float = 0.0
+    public: bool = False
+
+
+def storable(
+    request: RequestFacts,
+    status: int,
+    headers: Headers,
+    policy: Policy | None,
+    *,
+    store: Store = "declared",
+    now: float,
+) -> Storable | str:
+    """Whether the response may be stored (RFC 9111 §3), or why not."""
+    fields = _fields(headers)
+    directives = parse_cache_control(fields.get(b"cache-control", ()))
+    held = () if policy is None else policy.vary_fields
+    cookies = None if policy is None else policy.cookies
+    if request.method != "GET":
+        return "method"
+    reason = _why_request_is_private(request, directives, held, cookies) or _why_not_whole(status, fields, policy)
+    if reason is None:
+        reason = _why_response_is_private(fields, directives, held, cookies)
+    if reason is not None:
+        return reason
+
+    own = freshness(directives, fields, now)
+    if policy is None:
+        if own is None:
+            return "no-freshness"
+        if store == "declared" and not directives.public and directives.s_maxage is None:
+            return "undeclared"
+    lifetime = own if policy is None or policy.ttl is None else policy.ttl
+    if lifetime is None:
+        return "no-freshness"
+    if directives.s_maxage is not None:
+        lifetime = min(lifetime, directives.s_maxage)  # max-age may be for the browser alone: it does not cut a policy
+    lifetime -= parse_age(fields.get(b"age", ())) or 0
+    if lifetime <= 0:
+        return "stale"
+    while_revalidate, if_error = _stale_periods(directives, policy)
+    return Storable(
+        lifetime=float(lifetime),
+        stale_while_revalidate=while_revalidate,
+        stale_if_error=if_error,
+        public=(policy is not None and policy.public)
+        or directives.public
+        or directives.s_maxage is not None
+        or (store == "rfc9111" and own is not None and own > 0),
+    )
+
+
+def _why_request_is_private(
+    request: RequestFacts, directives: CacheControl, held: Collection[bytes], cookies: Collection[str] | None
+) -> str | None:
+    reason = why_bypass(request, vary=held, cookies=cookies)
+    if reason != "authorization":
+        return reason
+    # an answer to Authorization may be shared only where it says so (RFC 9111 §3.5)
+    if directives.public or directives.s_maxage is not None or directives.must_revalidate:
+        return why_bypass(request, vary=(*held, b"authorization"), cookies=cookies)
+    return reason
+
+
+def _why_not_whole(status: int, fields: Mapping[bytes, list[bytes]], policy: Policy | None) -> str | None:
+    if status not in (policy.statuses if policy is not None else (200,)):
+        return "status"
+    if b"content-range" in fields:
+        return "partial"
+    if b"trailer" in fields:
+        return "trailer"
+    for value in fields.get(b"content-type", ()):
+        if value.partition(b";")[0].strip().lower() == b"text/event-stream":
+            return "event-stream"
+    return None
+
+
+def _why_response_is_private(
+    fields: Mapping[bytes, list[bytes]],
+    directives: CacheControl,
+    held: Collection[bytes],
+    cookies: Collection[str] | None,
+) -> str | None:
+    if b"set-cookie" in fields:
+        return "set-cookie"
+    if directives.no_store:
+        return "no-store"
+    if directives.private:
+        return "private"
+    if directives.no_cache:  # would have to be validated on every hit (§5.2.2.4)
+        return "no-cache"
+    vary = parse_vary(fields.get(b"vary", ()))
+    if vary is None:
+        return "vary-*"
+    if b"authorization" in vary and b"authorization" not in held:
+        return "vary-authorization"
+    if b"cookie" in vary and b"cookie" not in held and cookies is None:
+        return "vary-cookie"
+    return None
+
+
+def freshness(directives: CacheControl, fields: Mapping[bytes, list[bytes]], now: float) -> float | None:
+    """The lifetime that the response itself gives to a shared cache, `None` without any (RFC 9111 §4.2.1)."""
+    if directives.s_maxage is not None:
+        return directives.s_maxage
+    if directives.max_age is not None:
+        return directives.max_age
+    expires = fields.get(b"expires")
+    if expires is None:
+        return None
+    ends = [http_date(value) for value in expires]
+    date = http_date(fields[b"date"][0]) if b"date" in fields else None
+    # an Expires that is no date, "0" above all, has passed; of several the soonest counts (§4.2.1, §5.3)
+    return min(0.0 if end is None else max(0.0, end - (now if date is None else date)) for end in ends)
+
+
+def current_age(age: float, stored_at: float, now: float) -> float:
+    """The age of what was stored at `stored_at` with that `Age` (RFC 9111 §4.2.3). A clock set back adds nothing."""
+    return age + max(0.0, now - stored_at)
+
+
+def _stale_periods(directives: CacheControl, policy: Policy | None) -> tuple[float, float]:
+    # RFC 9111 §4.2.4: these forbid serving stale; s-maxage does as it implies proxy-revalidate (§5.2.2.10)
+    if directives.must_revalidate or directives.proxy_revalidate or directives.s_maxage is not None:
+        return 0.0, 0.0
+    while_revalidate: float | None = directives.stale_while_revalidate
+    if_error: float | None = directives.stale_if_error
+    if policy is not None and policy.stale_while_revalidate is not None:
+        while_revalidate = policy.stale_while_revalidate
+    if policy is not None and policy.stale_if_error is not None:
+        if_error = policy.stale_if_error
+    return float(while_revalidate or 0), float(if_error or 0)
+
+
+def _fields(headers: Headers) -> dict[bytes, list[bytes]]:
+    fields: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        fields.setdefault(name.lower(), []).append(value)
+    return fields
+
+
+_NEVER_STORED = frozenset(
+    {
+        # of one connection (RFC 9110 §7.6.1), and of one proxy (RFC 9111 §3.1)
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        # of one answer: written anew on every serve
+        b"age",
+        b"cache-status",
+        b"content-length",
+        b"set-cookie",
+    }
+)
+
+
+def stored_headers(headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
+    """The fields that are kept with a stored response, with lower-case names (RFC 9111 §3.1)."""
+    pairs = [(name.lower(), value) for name, value in headers]
+    listed = {
+        option.strip(b" \t").lower() for name, value in pairs if name == b"connection" for option in value.split(b",")
+    }
+    return tuple([pair for pair in pairs if pair[0] not in _NEVER_STORED and pair[0] not in listed])
+
+
+_KEPT_BY_304 = frozenset(
+    {b"cache-control", b"cdn-cache-control", b"content-location", b"date", b"etag", b"expires", b"vary"}
+)
+
+
+def not_modified_headers(headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
+    """The fields that a 304 keeps of the stored response (RFC 9110 §15.4.5); `Last-Modified` where no `ETag` is."""
+    pairs = tuple(headers)
+    has_etag = any(name == b"etag" for name, _ in pairs)
+    return tuple([p for p in pairs if p[0] in _KEPT_BY_304 or (p[0] == b"last-modified" and not has_etag)])
+
+
+# --- keys
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """What tells the responses of one URL apart, and how they may be served. Kept in the URL's first record.
+
+    `cookies=None`: a request with cookies bypasses the cache. `query=None`: the whole query. `head`: the application
+    answers HEAD as it does GET.
+    """
+
+    vary: tuple[bytes, ...] = ()
+    cookies: tuple[str, ...] | None = None
+    query: tuple[str, ...] | None = None
+    public: bool = False
+    head: bool = False
+
+
+def dimensions(policy: Policy | None, headers: Headers, *, public: bool, head: bool = False) -> Dimensions | None:
+    """The dimensions of a response: what its policy names and what its own `Vary` does. `None` for `Vary: *`."""
+    own = parse_vary(_fields(headers).get(b"vary", ()))
+    if own is None:
+        return None
+    if policy is None:
+        return Dimensions(vary=own, public=public, head=head)
+    vary = {*policy.vary_fields, *own}
+    if policy.cookies is not None and b"cookie" not in policy.vary_fields:
+        vary.discard(b"cookie")  # the policy says which cookies that means
+    return Dimensions(tuple(sorted(vary)), policy.cookies, policy.query, public, head)
+
+
+def merge(a: Dimensions, b: Dimensions) -> Dimensions:
+    """What tells apart everything that either does. Where one bypasses on cookies, or does not serve before routing,
+    both do."""
+    return Dimensions(
+        vary=tuple(sorted({*a.vary, *b.vary})),
+        cookies=None if a.cookies is None or b.cookies is None else tuple(sorted({*a.cookies, *b.cookies})),
+        query=None if a.query is None or b.query is None else tuple(sorted({*a.query, *b.query})),
+        public=a.public and b.public,
+        head=a.head and b.head,
+    )
+
+
+def variant_key(scheme: str, host: str, path: str, query: bytes, headers: Headers, dims: Dimensions) -> str:
+    """The key of the response to this request. Every part stands with its length, and the dimensions with their
+    names, so that no request can be written to meet another's key, nor an entry of other dimensions."""
+    sent = sort_query(query, dims.query).decode("latin-1")
+    key = f"{len(scheme)},{len(host)},{len(path)},{len(sent)}:{scheme}://{host}{path}?{sent}"
+    if dims.vary or dims.cookies is not None or dims.query is not None:
+        key += _variant(headers, dims)
+    if len(key) <= MAX_PLAIN_KEY and key.isascii():
+        return key
+    encoded = key.encode("utf-8", "surrogatepass")
+    if len(encoded) <= MAX_PLAIN_KEY and not any("\ud800" <= char <= "\udfff" for char in key):
+        return key
+    return "#" + blake2b(encoded, digest_size=32).hexdigest()
+
+
+def _variant(headers: Headers, dims: Dimensions) -> str:
+    # Lines of one field are kept apart, finer than RFC 9111 §4.1 asks: an application may read only the first.
+    lines: dict[bytes, list[bytes]] = {name: [] for name in dims.vary}
+    wanted = lines.keys() | {b"cookie"}
+    cookie_lines: list[bytes] = []
+    for name, value in headers:
+        if name in wanted:
+            if name == b"cookie":
+                cookie_lines.append(value)
+            if name in lines:
+                lines[name].append(value.strip(b" \t"))
+    parts: list[str] = []
+    for name, values in lines.items():
+        parts.append(f"h{_framed(name.decode('latin-1'))}{len(values)};")
+        parts.extend(_framed(value.decode("latin-1")) for value in values)
+    if dims.cookies is not None:
+        parts.append(f"c{len(dims.cookies)};")
+        for cookie, sent in cookie_values(cookie_lines, dims.cookies):
+            parts.append(_framed(cookie) + ("-" if sent is None else _framed(sent)))
+    if dims.query is not None:
+        parts.append(f"q{len(dims.query)};")
+        parts.extend(_framed(name) for name in dims.query)
+    return "".join(parts)
+
+
+def _framed(text: str) -> str:
+    return f"{len(text)}:{text}"

@@ -1,0 +1,64 @@
+"""The names under which keys and tags stand in a backend: `namespace|kind|text`.
+
+A namespace is a prefix of keys and tags in the backend's one journal, so that nesting works across
+namespaces. The kind keeps what users write apart from the tags that the library adds by itself, so
+that no user's tag can stand for a key, a function or a namespace. Keys serve as their own tag.
+"""
+
+import re
+
+from asynctag.errors import ConfigurationError
+
+KEY, TAG, FUNCTION, NAMESPACE = "k", "t", "f", "n"
+
+#: The tag of everything, carried by every entry: an un-namespaced `clear()` invalidates it.
+ROOT = f"|{NAMESPACE}|"
+
+_NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{0,100}")
+
+
+def check_namespace(namespace: object) -> str:
+    if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
+        raise ConfigurationError(
+            f"namespace={namespace!r}: use at most 100 letters, digits, '_', '.' and '-', such as namespace=\"shop\""
+        )
+    return namespace
+
+
+def key_name(namespace: str, key: str) -> str:
+    return f"{namespace}|{KEY}|{key}"
+
+
+def tag_name(namespace: str, tag: str) -> str:
+    return f"{namespace}|{TAG}|{tag}"
+
+
+def function_tag(namespace: str, function: str) -> str:
+    return f"{namespace}|{FUNCTION}|{function}"
+
+
+def namespace_tag(namespace: str) -> str:
+    return f"{namespace}|{NAMESPACE}|"
+
+
+def user_tags(names: tuple[str, ...], namespace: str) -> frozenset[str]:
+    """The tags that users wrote among `names`: plain in this namespace, whole where they came from another."""
+    prefix = tag_name(namespace, "")
+    return frozenset(
+        name.removeprefix(prefix) for name in names if name.startswith(prefix) or name.split("|", 2)[1] == TAG
+    )
+
+
+def describe(name: str, namespace: str = "") -> str:
+    """A name as a person would say it: `tag product:635`, `key shop.product(635)`, `everything`."""
+    of, kind, text = name.split("|", 2)
+    where = f" of namespace {of}" if of != namespace and of else ""
+    match kind:
+        case "t":
+            return f"tag {text}{where}"
+        case "k":
+            return f"key {text}{where}"
+        case "f":
+            return f"function {text}{where}"
+        case _:
+            return f"namespace {of}" if of else "everything"

@@ -1,0 +1,177 @@
+"""What one computation gathers: the tags of all that it was built from, and how long that holds.
+
+A scope is opened for each computation and carried by a context variable, so that it is found from
+every `await`, task and worker thread that the computation enters. It is mutable and shared by all
+of them; the variable only points at it.
+"""
+
+import logging
+import threading
+from contextvars import ContextVar
+from math import inf
+from typing import TYPE_CHECKING
+
+from asynctag.backends.base import Backend, Entry, Stamp
+from asynctag.errors import InvalidTagError
+from asynctag.names import tag_name
+from asynctag.tags import check_tag
+
+if TYPE_CHECKING:
+    from asynctag.flight import Flight
+
+logger = logging.getLogger("asynctag")
+
+current_scope: ContextVar["Scope | None"] = ContextVar("asynctag_scope", default=None)
+
+
+class Scope:
+    """The gathering of one computation. Safe to add to from any number of threads.
+
+    `fresh_until` and `expires` are the soonest ends of what was used (on the backend's clock), and
+    `stale_stamp` is the oldest stamp among what was used although stale.
+    """
+
+    __slots__ = (
+        "_lock",
+        "_said",
+        "backend",
+        "closed",
+        "expires",
+        "flights",
+        "fresh_until",
+        "name",
+        "namespace",
+        "no_store",
+        "parent",
+        "renewing",
+        "stale_stamp",
+        "tags",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        backend: Backend | None,
+        namespace: str,
+        parent: "Scope | None" = None,
+        *,
+        renewing: bool = False,
+    ) -> None:
+        self.name = name
+        self.backend = backend
+        self.namespace = namespace
+        self.parent = parent
+        self.renewing = renewing
+        self.tags: set[str] = set()
+        self.fresh_until = inf
+        self.expires = inf
+        self.stale_stamp: Stamp | None = None
+        self.no_store = False
+        self.closed = False
+        self.flights: tuple[Flight, ...] = ()
+        self._said = False
+        self._lock = threading.Lock()
+
+    def absorb(self, entry: Entry, backend: Backend | None, *, stale: bool = False) -> None:
+        """Take up the tags and the remaining time of an entry that the computation used."""
+        if self.closed or backend is not self.backend:
+            self.gather(entry.tags, backend, entry.fresh_until, entry.expires, entry.stamp if stale else None)
+            return
+        self.tags.update(entry.tags)
+        if stale or entry.fresh_until < self.fresh_until or entry.expires < self.expires:
+            self._shorten(entry.fresh_until, entry.expires, entry.stamp if stale else None)
+
+    def gather(
+        self,
+        tags: "tuple[str, ...] | set[str] | frozenset[str]",
+        backend: Backend | None,
+        fresh_until: float = inf,
+        expires: float = inf,
+        stale_stamp: Stamp | None = None,
+        *,
+        no_store: bool = False,
+    ) -> None:
+        """Take up `tags` (names in the backend) and limits of something that the computation used."""
+        if self.closed:
+            self._say_closed()
+            return
+        if backend is not self.backend and backend is not None and self.backend is not None:
+            self._refuse_foreign()
+            return
+        self.tags.update(tags)
+        if no_store:
+            self.no_store = True
+        self._shorten(fresh_until, expires, stale_stamp)
+
+    def _shorten(self, fresh_until: float, expires: float, stale_stamp: Stamp | None) -> None:
+        with self._lock:
+            self.fresh_until = min(self.fresh_until, fresh_until)
+            self.expires = min(self.expires, expires)
+            if stale_stamp is None:
+                return
+            if self.stale_stamp is None or stale_stamp.seq < self.stale_stamp.seq:
+                self.stale_stamp = stale_stamp
+
+    def hand_up(self) -> None:
+        """Close the scope, and give the enclosing computation all that this one gathered."""
+        self.closed = True
+        parent = self.parent
+        if parent is not None:
+            parent.gather(
+                self.tags, self.backend, self.fresh_until, self.expires, self.stale_stamp, no_store=self.no_store
+            )
+
+    def forbid_store(self) -> None:
+        if self.closed:
+            self._say_closed()
+        self.no_store = True
+
+    def _say_closed(self) -> None:
+        if not self._said:
+            self._said = True
+            logger.debug(
+                "%s is computed and stored already: what a task that outlived it caches or tags is not part of it",
+                self.name,
+            )
+
+    def _refuse_foreign(self) -> None:
+        self.no_store = True
+        if not self._said:
+            self._said = True
+            logger.warning(
+                "%s is not stored: it was built from the cache of another backend, whose invalidations cannot reach "
+                "it. Give both caches one backend, with namespace= to keep them apart",
+                self.name,
+            )
+
+
+def live_scope() -> Scope | None:
+    """The scope of the computation that runs here, or None outside any, or where it is over already."""
+    scope = current_scope.get()
+    return None if scope is None or scope.closed else scope
+
+
+def add_tags(*tags: str) -> None:
+    """Tag the cached computation that runs here with the data it was built from.
+
+    Tags may be added at any moment, as soon as they are known: an invalidation that came since the
+    computation began, and before the tag was added, still counts. Everything that is built from the
+    computation carries them too. Outside a computation this does nothing; in a task that outlived
+    its computation it does nothing and is logged once, at level DEBUG.
+
+    Raises `InvalidTagError` for a tag that is empty, not a string, or over 1 KiB.
+    """
+    for one in tags:
+        if isinstance(one, (list, tuple, set, frozenset)):
+            raise InvalidTagError(f"add_tags({one!r}): give the tags one by one, add_tags(*tags)")
+    checked = [check_tag(one) for one in tags]
+    scope = current_scope.get()
+    if scope is not None:
+        scope.gather({tag_name(scope.namespace, one) for one in checked}, scope.backend)
+
+
+def no_store() -> None:
+    """Keep the computation that runs here, and all that is built from it, out of the cache."""
+    scope = current_scope.get()
+    if scope is not None:
+        scope.forbid_store()

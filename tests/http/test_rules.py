@@ -1,0 +1,510 @@
+"""The rules of HTTP caching: who is served, what is stored, for how long, under which key."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asynctag.errors import ConfigurationError
+from asynctag.http.headers import CacheControl, format_http_date
+from asynctag.http.rules import (
+    Dimensions,
+    Policy,
+    RequestFacts,
+    Storable,
+    Store,
+    current_age,
+    dimensions,
+    may_serve,
+    merge,
+    not_modified,
+    not_modified_headers,
+    read_request,
+    storable,
+    stored_headers,
+    variant_key,
+    why_bypass,
+)
+
+NOW = 1_700_000_000.0
+GET = RequestFacts("GET")
+Pairs = list[tuple[bytes, bytes]]
+
+
+def wanting(**directives: Any) -> RequestFacts:
+    return RequestFacts("GET", cache_control=CacheControl(**directives))
+
+
+# --- reading requests
+
+
+def test_a_request_without_anything_of_interest_is_bare() -> None:
+    assert read_request("GET", [(b"host", b"a"), (b"accept", b"*/*")]) == RequestFacts("GET")
+    assert read_request("PROPFIND", []) == RequestFacts("PROPFIND")
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ([(b"authorization", b"x")], RequestFacts("GET", authorization=True)),
+        ([(b"cookie", b"a=1")], RequestFacts("GET", cookie=True)),
+        ([(b"range", b"bytes=0-1")], RequestFacts("GET", range=True)),
+        ([(b"if-none-match", b'"a"'), (b"if-none-match", b'"b"')], RequestFacts("GET", if_none_match=b'"a", "b"')),
+        ([(b"if-modified-since", b"x")], RequestFacts("GET", if_modified_since=b"x")),
+        ([(b"cache-control", b"no-cache"), (b"cache-control", b"max-age=0")], wanting(no_cache=True, max_age=0)),
+        ([(b"pragma", b"No-Cache")], wanting(no_cache=True)),
+        ([(b"pragma", b"no-cache"), (b"cache-control", b"max-age=5")], wanting(max_age=5)),
+        ([(b"pragma", b"x")], GET),
+        ([(b"upgrade", b"websocket")], RequestFacts("GET", upgrade=True)),
+        ([(b"upgrade", b"h2c")], GET),
+        ([(b"content-length", b"0")], GET),
+        ([(b"content-length", b"3")], RequestFacts("GET", body=True)),
+        ([(b"content-length", b"x")], RequestFacts("GET", body=True)),
+        ([(b"transfer-encoding", b"chunked")], RequestFacts("GET", body=True)),
+        ([(b"if-match", b'"a"')], RequestFacts("GET", precondition=True)),
+        ([(b"if-unmodified-since", b"x")], RequestFacts("GET", precondition=True)),
+    ],
+)
+def test_the_facts_of_a_request_are_gathered(headers: Pairs, expected: RequestFacts) -> None:
+    """Pragma counts only without Cache-Control: RFC 9111 §5.4."""
+    assert read_request("GET", headers) == expected
+
+
+@given(st.text(max_size=8), st.lists(st.tuples(st.sampled_from([b"cookie", b"pragma", b"range"]), st.binary())))
+def test_reading_a_request_never_raises(method: str, headers: Pairs) -> None:
+    read_request(method, headers)
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (GET, None),
+        (RequestFacts("HEAD"), None),
+        (RequestFacts("POST"), "method"),
+        (RequestFacts("get"), "method"),
+        (RequestFacts("GET", authorization=True), "authorization"),
+        (RequestFacts("GET", cookie=True), "cookie"),
+        (RequestFacts("GET", range=True), "range"),
+        (wanting(no_store=True), "no-store"),
+        (wanting(no_cache=True), None),
+        (RequestFacts("GET", body=True), "body"),
+        (RequestFacts("GET", upgrade=True), "upgrade"),
+        (RequestFacts("GET", precondition=True), "precondition"),
+    ],
+)
+def test_what_the_cache_must_not_touch_bypasses_it(request_: RequestFacts, reason: str | None) -> None:
+    assert why_bypass(request_, vary=(), cookies=None) == reason
+
+
+def test_credentials_that_the_key_holds_do_not_bypass() -> None:
+    assert why_bypass(RequestFacts("GET", authorization=True), vary=(b"authorization",), cookies=None) is None
+    assert why_bypass(RequestFacts("GET", cookie=True), vary=(b"cookie",), cookies=None) is None
+    assert why_bypass(RequestFacts("GET", cookie=True), vary=(), cookies=("theme",)) is None
+    assert why_bypass(RequestFacts("GET", cookie=True), vary=(), cookies=()) is None
+    assert why_bypass(RequestFacts("GET", authorization=True), vary=(), cookies=()) == "authorization"
+
+
+# --- serving
+
+
+@pytest.mark.parametrize(
+    ("request_", "age", "expected"),
+    [
+        (GET, 9.9, True),
+        (GET, 10, False),
+        (wanting(no_cache=True), 0, False),
+        (wanting(max_age=5), 5, True),
+        (wanting(max_age=5), 5.1, False),
+        (wanting(max_age=0), 0.1, False),
+        (wanting(min_fresh=3), 7, True),
+        (wanting(min_fresh=3), 7.1, False),
+        (wanting(max_stale=5), 15, True),
+        (wanting(max_stale=5), 15.1, False),
+        (wanting(max_age=12, max_stale=5), 13, False),
+        (wanting(max_age=20, max_stale=5), 13, True),
+        (wanting(only_if_cached=True), 1, True),
+        (wanting(only_if_cached=True), 11, False),
+    ],
+)
+def test_request_directives_rfc9111_5_2_1(request_: RequestFacts, age: float, expected: bool) -> None:
+    assert may_serve(request_, age, 10) is expected
+
+
+def test_stale_is_served_within_its_period_only_to_who_did_not_ask_for_fresh() -> None:
+    assert may_serve(GET, 14, 10, stale=5)
+    assert not may_serve(GET, 15, 10, stale=5)
+    assert may_serve(wanting(only_if_cached=True), 14, 10, stale=5)
+    assert not may_serve(wanting(max_age=100), 14, 10, stale=5)
+    assert not may_serve(wanting(min_fresh=0), 14, 10, stale=5)
+
+
+def test_max_stale_does_not_stretch_must_revalidate_rfc9111_5_2_2_2() -> None:
+    assert not may_serve(wanting(max_stale=100), 11, 10, must_revalidate=True)
+
+
+def test_only_if_cached_is_told() -> None:
+    assert wanting(only_if_cached=True).only_if_cached
+    assert not GET.only_if_cached
+
+
+# --- policies
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("ttl", 0),
+        ("ttl", -1),
+        ("ttl", float("inf")),
+        ("ttl", float("nan")),
+        ("ttl", True),
+        ("ttl", "60"),
+        ("stale_while_revalidate", -1),
+        ("stale_if_error", float("inf")),
+        ("jitter", 1),
+        ("jitter", -0.1),
+        ("vary", ("*",)),
+        ("vary", ("accept language",)),
+        ("vary", ("x-é",)),
+        ("vary", ("",)),
+        ("vary", "accept"),
+        ("vary", (b"accept",)),
+        ("cookies", ("a=b",)),
+        ("cookies", "theme"),
+        ("query", "page"),
+        ("query", ("",)),
+        ("statuses", {100}),
+        ("statuses", {600}),
+        ("statuses", {206}),
+        ("statuses", {304}),
+        ("statuses", ()),
+    ],
+)
+def test_a_policy_that_cannot_work_is_refused_by_name(option: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=option):
+        Policy(**{option: value})
+
+
+def test_a_policy_is_normalised() -> None:
+    policy = Policy(vary=("X-B", "accept", "x-b"), cookies=("b", "a"), query=("q", "a"))
+    assert policy.vary == ("accept", "x-b")
+    assert policy.vary_fields == (b"accept", b"x-b")
+    assert policy.cookies == ("a", "b")
+    assert policy.query == ("a", "q")
+    assert replace(policy, ttl=5).ttl == 5
+
+
+# --- storing
+
+
+def stores(
+    *headers: tuple[bytes, bytes],
+    request: RequestFacts = GET,
+    status: int = 200,
+    policy: Policy | None = Policy(ttl=60),  # noqa: B008  frozen
+    store: Store = "declared",
+) -> Storable | str:
+    return storable(request, status, headers, policy, store=store, now=NOW)
+
+
+def cc(value: bytes) -> tuple[bytes, bytes]:
+    return (b"cache-control", value)
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ([(b"set-cookie", b"a=1")], "set-cookie"),
+        ([(b"Set-Cookie", b"a=1")], "set-cookie"),
+        ([(b"vary", b"accept"), (b"vary", b"*")], "vary-*"),
+        ([(b"vary", b"Cookie")], "vary-cookie"),
+        ([(b"vary", b"Authorization")], "vary-authorization"),
+        ([cc(b"no-store")], "no-store"),
+        ([cc(b"private")], "private"),
+        ([cc(b'private="x"')], "private"),
+        ([cc(b"no-cache")], "no-cache"),
+        ([cc(b"public, no-store, must-understand")], "no-store"),
+        ([cc(b"s-maxage=0")], "stale"),
+        ([cc(b"s-maxage=x")], "stale"),
+        ([(b"content-range", b"bytes 0-1/2")], "partial"),
+        ([(b"content-type", b"text/event-stream; charset=utf-8")], "event-stream"),
+        ([(b"trailer", b"etag")], "trailer"),
+        ([(b"age", b"60")], "stale"),
+    ],
+)
+def test_what_a_policy_never_stores_rfc9111_3(headers: Pairs, reason: str) -> None:
+    assert stores(*headers) == reason
+    public = [*headers, cc(b"public, max-age=50")]
+    assert isinstance(stores(*public, policy=None), str)
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT"])
+def test_only_get_is_stored(method: str) -> None:
+    assert stores(request=RequestFacts(method)) == "method"
+
+
+@pytest.mark.parametrize("status", [201, 203, 206, 301, 304, 404, 500])
+def test_only_the_statuses_of_the_policy_are_stored(status: int) -> None:
+    assert stores(status=status) == "status"
+    assert stores(cc(b"public, max-age=5"), status=status, policy=None) == "status"
+
+
+def test_a_policy_may_list_statuses() -> None:
+    assert stores(status=404, policy=Policy(ttl=5, statuses=frozenset({200, 404}))) == Storable(5)
+
+
+@pytest.mark.parametrize(
+    "request_", [RequestFacts("GET", cookie=True), RequestFacts("GET", range=True), wanting(no_store=True)]
+)
+def test_what_bypassed_the_cache_is_not_stored(request_: RequestFacts) -> None:
+    assert stores(request=request_) == why_bypass(request_, vary=(), cookies=None)
+
+
+def test_answers_to_cookies_are_stored_where_the_route_named_its_cookies() -> None:
+    sent = RequestFacts("GET", cookie=True)
+    assert isinstance(stores(request=sent, policy=Policy(ttl=5, cookies=())), Storable)
+    assert isinstance(stores((b"vary", b"cookie"), request=sent, policy=Policy(ttl=5, cookies=("a",))), Storable)
+    assert isinstance(stores((b"vary", b"cookie"), request=sent, policy=Policy(ttl=5, vary=("Cookie",))), Storable)
+
+
+@pytest.mark.parametrize("declared", [b"public", b"s-maxage=9", b"must-revalidate"])
+def test_answers_to_authorization_are_stored_only_where_they_say_so_rfc9111_3_5(declared: bytes) -> None:
+    sent = RequestFacts("GET", authorization=True)
+    assert stores(request=sent) == "authorization"
+    assert stores(cc(b"max-age=60"), request=sent, policy=None, store="rfc9111") == "authorization"
+    assert isinstance(stores(cc(declared), request=sent), Storable)
+    assert isinstance(stores(request=sent, policy=Policy(ttl=5, vary=("authorization",))), Storable)
+    assert stores(cc(declared), request=replace(sent, cookie=True)) == "cookie"
+
+
+def test_without_a_policy_sharing_and_freshness_must_be_declared() -> None:
+    assert stores(cc(b"public, max-age=9"), policy=None) == Storable(9, public=True)
+    assert stores(cc(b"s-maxage=9"), policy=None) == Storable(9, public=True)
+    assert stores(cc(b"max-age=9"), policy=None) == "undeclared"
+    assert stores(cc(b"public"), policy=None) == "no-freshness"
+    assert stores(policy=None, store="rfc9111") == "no-freshness"
+
+
+def test_rfc9111_takes_max_age_and_expires_alone() -> None:
+    assert stores(cc(b"max-age=9"), policy=None, store="rfc9111") == Storable(9, public=True)
+    date, expires = (b"date", format_http_date(NOW - 100)), (b"expires", format_http_date(NOW - 70))
+    assert stores(date, expires, policy=None, store="rfc9111") == Storable(30, public=True)
+    assert stores((b"expires", format_http_date(NOW + 7)), policy=None, store="rfc9111") == Storable(7, public=True)
+
+
+def test_s_maxage_over_max_age_over_expires_rfc9111_4_2_1() -> None:
+    expires = (b"expires", format_http_date(NOW + 100))
+    assert stores(cc(b"public, max-age=9, s-maxage=4"), expires, policy=None) == Storable(4, public=True)
+    assert stores(cc(b"public, max-age=9"), expires, policy=None) == Storable(9, public=True)
+
+
+@pytest.mark.parametrize("expires", [b"0", b"", b"soon", format_http_date(NOW - 1)])
+def test_expires_that_has_passed_or_is_no_date_is_stale_rfc9111_5_3(expires: bytes) -> None:
+    assert stores(cc(b"public"), (b"expires", expires), policy=None) == "stale"
+
+
+def test_the_policys_ttl_is_cut_by_s_maxage_and_age_but_not_by_max_age() -> None:
+    assert stores() == Storable(60)
+    assert stores(cc(b"s-maxage=20")) == Storable(20, public=True)
+    assert stores(cc(b"s-maxage=90")) == Storable(60, public=True)
+    assert stores(cc(b"max-age=0")) == Storable(60)
+    assert stores((b"expires", b"0")) == Storable(60)
+    assert stores((b"age", b"20")) == Storable(40)
+
+
+def test_a_policy_without_ttl_takes_the_responses_own() -> None:
+    assert stores(policy=Policy()) == "no-freshness"
+    assert stores(cc(b"max-age=9"), policy=Policy()) == Storable(9)
+
+
+def test_stale_periods_come_from_the_policy_or_else_from_the_response_rfc5861() -> None:
+    field = cc(b"public, max-age=9, stale-while-revalidate=5, stale-if-error=6")
+    assert stores(field, policy=None) == Storable(9, 5, 6, public=True)
+    assert stores(field, policy=Policy(ttl=9, stale_while_revalidate=1, stale_if_error=0)) == Storable(9, 1, 0, True)
+    assert stores(policy=Policy(ttl=9, stale_while_revalidate=1)) == Storable(9, 1, 0)
+
+
+@pytest.mark.parametrize("directive", [b"must-revalidate", b"proxy-revalidate", b"s-maxage=9"])
+def test_stale_periods_give_way_to_directives_against_them_rfc9111_4_2_4(directive: bytes) -> None:
+    field = cc(b"stale-while-revalidate=5, stale-if-error=6, " + directive)
+    found = stores(field, policy=Policy(ttl=9, stale_while_revalidate=7))
+    assert isinstance(found, Storable)
+    assert (found.stale_while_revalidate, found.stale_if_error) == (0, 0)
+
+
+def test_hits_before_routing_need_a_declaration() -> None:
+    def public(*headers: tuple[bytes, bytes], policy: Policy | None = None, store: Store = "declared") -> bool:
+        found = stores(*headers, policy=policy or Policy(ttl=5), store=store)
+        assert isinstance(found, Storable)
+        return found.public
+
+    assert not public()
+    assert not public(cc(b"max-age=5"))
+    assert public(policy=Policy(ttl=5, public=True))
+    assert public(cc(b"public"))
+    assert public(cc(b"s-maxage=5"))
+    assert public(cc(b"max-age=5"), store="rfc9111")
+    assert not public(store="rfc9111")
+
+
+def test_age_grows_with_time_and_never_shrinks_rfc9111_4_2_3() -> None:
+    assert current_age(5, 100, 110) == 15
+    assert current_age(5, 100, 90) == 5
+
+
+def test_fields_of_one_connection_are_not_stored_rfc9111_3_1() -> None:
+    kept = [(b"content-type", b"text/plain"), (b"etag", b'"a"'), (b"x-a", b"1"), (b"x-a", b"2")]
+    dropped = [
+        (b"connection", b"keep-alive, X-Hop"),
+        (b"X-Hop", b"1"),
+        (b"keep-alive", b"1"),
+        (b"transfer-encoding", b"chunked"),
+        (b"proxy-authenticate", b"x"),
+        (b"Age", b"3"),
+        (b"cache-status", b"x"),
+        (b"set-cookie", b"a=1"),
+        (b"content-length", b"5"),
+        (b"upgrade", b"x"),
+        (b"te", b"x"),
+        (b"trailer", b"x"),
+    ]
+    assert stored_headers([*dropped, *kept]) == tuple(kept)
+
+
+# --- validation
+
+
+def test_if_none_match_goes_before_if_modified_since_rfc9110_13_2_2() -> None:
+    modified = format_http_date(NOW)
+    both = RequestFacts("GET", if_none_match=b'"b"', if_modified_since=modified)
+    assert not not_modified(both, b'"a"', modified)
+    assert not_modified(both, b'"b"', None)
+    since = RequestFacts("GET", if_modified_since=modified)
+    assert not_modified(since, None, modified)
+    assert not_modified(since, b'"a"', format_http_date(NOW - 1))
+    assert not not_modified(since, b'"a"', format_http_date(NOW + 1))
+    assert not not_modified(replace(since, if_modified_since=b"x"), None, modified)
+    assert not not_modified(since, None, None)
+    assert not not_modified(GET, b'"a"', modified)
+    assert not not_modified(replace(both, method="POST"), b'"b"', None)
+    assert not_modified(RequestFacts("HEAD", if_none_match=b"*"), None, None)
+
+
+def test_a_304_keeps_only_what_updates_a_stored_response_rfc9110_15_4_5() -> None:
+    etag, modified, rest = (b"etag", b'"a"'), (b"last-modified", b"x"), (b"content-type", b"y")
+    assert not_modified_headers([etag, modified, rest, (b"vary", b"a")]) == (etag, (b"vary", b"a"))
+    assert not_modified_headers([modified, rest]) == (modified,)
+
+
+# --- keys
+
+
+def test_dimensions_are_those_of_the_policy_and_of_vary() -> None:
+    vary = [(b"Vary", b"Accept, Cookie")]
+    assert dimensions(None, vary, public=True) == Dimensions((b"accept", b"cookie"), public=True)
+    policy = Policy(vary=("x-a",), cookies=("t",), query=("q",))
+    assert dimensions(policy, vary, public=False, head=True) == Dimensions(
+        (b"accept", b"x-a"), ("t",), ("q",), head=True
+    )
+    whole = Policy(vary=("cookie",), cookies=("t",))
+    assert dimensions(whole, vary, public=False) == Dimensions((b"accept", b"cookie"), ("t",))
+    assert dimensions(policy, [(b"vary", b"*")], public=False) is None
+
+
+def test_merged_dimensions_tell_apart_what_either_does() -> None:
+    a = Dimensions((b"a", b"b"), ("x",), ("q",), public=True, head=True)
+    b = Dimensions((b"b", b"c"), ("y",), ("p",), public=True, head=False)
+    assert merge(a, b) == Dimensions((b"a", b"b", b"c"), ("x", "y"), ("p", "q"), public=True, head=False)
+    assert merge(a, Dimensions()) == Dimensions((b"a", b"b"))
+
+
+def key(
+    headers: Pairs | None = None,
+    dims: Dimensions = Dimensions(),  # noqa: B008  frozen
+    *,
+    host: str = "h",
+    path: str = "/p",
+    query: bytes = b"",
+) -> str:
+    return variant_key("https", host, path, query, headers or [], dims)
+
+
+def test_a_host_cannot_be_written_to_meet_another_url() -> None:
+    assert key(host="h/a", path="/b") != key(host="h", path="/a/b")
+    assert key(path="/p?a=1") != key(path="/p", query=b"a=1")
+    assert key(path="/p") != key(path="/p", query=b"a")
+    assert key(query=b"a") != key(query=b"a=")
+    assert key(query=b"a=1&b=2") == key(query=b"b=2&a=1")
+
+
+def test_an_absent_header_differs_from_an_empty_one_and_lines_are_kept_apart() -> None:
+    dims = Dimensions((b"a",))
+    found = [
+        key([], dims),
+        key([(b"a", b"")], dims),
+        key([(b"a", b""), (b"a", b"")], dims),
+        key([(b"a", b"x, y")], dims),
+        key([(b"a", b"x"), (b"a", b"y")], dims),
+        key([(b"a", b"y"), (b"a", b"x")], dims),
+    ]
+    assert len(set(found)) == len(found)
+    assert key([(b"a", b" x\t"), (b"b", b"1")], dims) == key([(b"a", b"x"), (b"b", b"2")], dims)
+
+
+def test_only_named_cookies_and_parameters_count() -> None:
+    dims = Dimensions(cookies=("t",), query=("q",))
+    one = key([(b"cookie", b"t=1; s=9")], dims, query=b"q=1&utm=2")
+    assert one == key([(b"cookie", b"s=8;t=1")], dims, query=b"utm=3&q=1")
+    assert one != key([(b"cookie", b"t=2")], dims, query=b"q=1")
+    assert one != key([], dims, query=b"q=1")
+    assert key([], dims) != key([(b"cookie", b"t=")], dims)
+
+
+def test_entries_of_other_dimensions_are_never_met() -> None:
+    found = [
+        key([], dims, query=b"q=1")
+        for dims in (
+            Dimensions(),
+            Dimensions((b"a",)),
+            Dimensions((b"b",)),
+            Dimensions(cookies=()),
+            Dimensions(cookies=("a",)),
+            Dimensions(query=("q",)),
+            Dimensions(query=("p", "q")),
+        )
+    ]
+    assert len(set(found)) == len(found)
+
+
+def test_long_keys_are_hashed_and_stay_apart() -> None:
+    long = key(query=b"a=" + b"x" * 600)
+    assert len(long) == 65
+    assert long != key(query=b"a=" + b"x" * 601)
+    assert key(path="/\ud800").startswith("#")
+    assert len(key(path="/é" * 300).encode()) <= 512
+
+
+DIMS = Dimensions((b"a", b"cookie"), ("c", "d"), ("q", "r"))
+hostile = st.text('0123:;,hcq-/?=& "a', max_size=8)
+requests = st.tuples(
+    hostile,
+    hostile,
+    st.lists(st.tuples(st.sampled_from(["q", "r"]), hostile.map(lambda text: text.replace("&", ""))), max_size=2),
+    st.lists(hostile.map(lambda text: text.strip(" \t")), max_size=2),
+    st.lists(hostile.map(lambda text: text.strip(" \t")), max_size=2),
+)
+
+
+@given(requests, requests)
+def test_no_two_requests_share_a_key_by_clever_contents(a: Any, b: Any) -> None:
+    def made(parts: Any) -> tuple[str, Any]:
+        host, path, pairs, values, cookies = parts
+        headers = [(b"a", v.encode()) for v in values] + [(b"cookie", v.encode()) for v in cookies]
+        query = "&".join(f"{name}={value}" for name, value in pairs).encode()
+        identity = (host, path, tuple(sorted(pairs, key=lambda pair: pair[0])), tuple(values), tuple(cookies))
+        return variant_key("http", host, path, query, headers, DIMS), identity
+
+    (key_a, identity_a), (key_b, identity_b) = made(a), made(b)
+    assert (key_a == key_b) is (identity_a == identity_b)

@@ -1,29 +1,31 @@
 """Values to bytes and back, and the proof that they come back the same.
 
 A codec belongs to a type. msgspec does the work for plain types; Pydantic's TypeAdapter does it where the annotation
-holds a model, with the set of fields kept. Whatever is stored has been decoded once before and compared with the original,
-types and values, all the way down: so a hit gives what the miss gave, or the store refuses and names the place.
+holds a model, with the set of fields kept. Whatever is stored has been decoded once before and compared with the
+original, types and values, all the way down: a hit gives what the miss gave, or the store refuses and names the place.
 Bytes are never trusted: what does not decode to the type is a CorruptEntryError, which the cache takes for a miss.
 """
 
-import collections.abc as abc
+import contextlib
 import dataclasses
 import datetime
 import decimal
 import enum
+import functools
 import math
 import re
 import reprlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections import abc
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 
 from asynctag.errors import CorruptEntryError, UnsupportedTypeError, ValueNotCacheableError
-from asynctag.thaw import ATOMS, Kept, attributes, plan, pydantic_base
+from asynctag.thaw import ATOMS, Kept, attributes, is_atom, plan, pydantic_base
 
 __all__ = ["NOT_GIVEN", "Codec", "Kept", "codec_for"]
 
@@ -47,11 +49,11 @@ class Codec:
 
     __slots__ = ("_format", "_root", "_whole", "annotation")
 
-    def __init__(self, annotation: object, format: "_Format") -> None:
+    def __init__(self, annotation: object, codec_format: "_Format") -> None:
         self.annotation = annotation
-        self._format = format
-        plain = isinstance(annotation, type) and annotation.__module__ != "builtins"
-        self._root = annotation.__name__ if plain and isinstance(annotation, type) else "value"
+        self._format = codec_format
+        named = isinstance(annotation, type) and annotation.__module__ != "builtins"
+        self._root = _name(annotation) if named else "value"
         self._whole = _whole_types(annotation)
 
     def __repr__(self) -> str:
@@ -82,109 +84,116 @@ class Codec:
         return Kept(data, self.decode, sys.getsizeof(data)) if kept is None else kept
 
     def _prove(self, value: Any) -> tuple[bytes, Any]:
-        refusal: ValueNotCacheableError | None = None
-        for way in range(self._format.ways):
-            try:
-                data = self._dump(value, way)
-                decoded = self._load_own(data)
-                self._compare(value, decoded)
-            except ValueNotCacheableError as error:
-                refusal = refusal or error
-            else:
-                return data, decoded
-        assert refusal is not None
         try:
-            raise refusal
-        finally:
-            del refusal  # It holds this frame.
+            first, *others = self._format.ways(value)
+        except RecursionError as error:
+            raise self._refusal(self._root, "is nested too deeply, or holds itself", "flatten it") from error
+        try:
+            return self._prove_way(value, first)
+        except ValueNotCacheableError:
+            for way in others:
+                with contextlib.suppress(ValueNotCacheableError):
+                    return self._prove_way(value, way)
+            raise
 
-    def _dump(self, value: Any, way: int = 0) -> bytes:
+    def _prove_way(self, value: Any, way: bytes) -> tuple[bytes, Any]:
+        data = self._dump(value, way)
         try:
-            return self._format.dump(value, way)
-        except RecursionError:
-            self._refuse(self._root, "is nested too deeply, or holds itself")
-        except Exception as error:  # Serializers and properties of users run here.
-            path, culprit = self._locate(value, way)
-            said = f"{_typename(culprit)} cannot be encoded as {_name(self.annotation)} ({_first_line(error)})"
-            self._refuse(path, said, self._advice(culprit), error)
-
-    def _load_own(self, data: bytes) -> Any:
-        try:
-            return self._format.load(data)
-        except RecursionError:
-            self._refuse(self._root, "is nested too deeply")
+            decoded = self._format.load(data)
+        except RecursionError as error:
+            raise self._refusal(self._root, "is nested too deeply", "flatten it") from error
         except Exception as error:
-            self._refuse(
-                self._root + self._format.place(error),
-                f"the value is not a {_name(self.annotation)} once encoded ({self._format.explain(error)})",
-                self._format.advice,
-                error,
-            )
-
-    def _compare(self, value: Any, decoded: Any) -> None:
+            said = f"the value is not a {_name(self.annotation)} once encoded ({self._format.explain(error)})"
+            raise self._refusal(self._root + self._format.place(error), said, self._format.advice) from error
         try:
             _compare(value, decoded, None)
-        except RecursionError:
-            self._refuse(self._root, "is nested too deeply, or holds itself")
-        except _Difference as difference:
-            path = self._root + _render(difference.trail)
-            self._refuse(path, difference.said, difference.advice or self._advice(difference.was))
+        except RecursionError as error:
+            raise self._refusal(self._root, "is nested too deeply, or holds itself", "flatten it") from error
+        except _DifferenceError as found:
+            path = self._root + _render(found.trail)
+            raise self._refusal(path, found.said, self._advice(found.was, found.advice)) from None
+        return data, decoded
 
-    def _advice(self, culprit: object) -> str:
-        if self.annotation in _FREE:
-            return "without an annotation values are JSON-like builtins: annotate the return type, or pass returns="
-        if isinstance(culprit, int) and type(culprit) is int and not -(2**63) <= culprit < 2**64:
+    def _dump(self, value: Any, way: bytes = b"") -> bytes:
+        try:
+            return self._format.dump(value, way)
+        except RecursionError as error:
+            raise self._refusal(self._root, "is nested too deeply, or holds itself", "flatten it") from error
+        except Exception as error:  # Serializers and properties of users run here.
+            trail, culprit = self._format.culprit(value)
+            said = f"{_typename(culprit)} cannot be encoded ({_first_line(error)})"
+            advice = self._advice(culprit, self._format.advice)
+            raise self._refusal(self._root + _render(trail), said, advice) from error
+
+    def _advice(self, culprit: object, otherwise: str) -> str:
+        if type(culprit) is int and not -(2**63) <= culprit < 2**64:
             return "integers have 64 bits: keep it as a string"
-        return "return what the annotation says"
-
-    def _locate(self, value: Any, way: int) -> tuple[str, object]:
-        """The innermost part of a value that fails on its own."""
-        trail: _Trail = None
-        for _ in range(64):
-            for step, part in _parts(value):
-                try:
-                    msgspec.msgpack.encode(part)
-                except RecursionError:
-                    break
-                except Exception:
-                    if self._format.ways == 1:
-                        trail, value = (trail, step), part
-                        break
-            else:
-                break
-        return self._root + _render(trail), value
+        if isinstance(culprit, str):
+            return otherwise
+        if self.annotation is NOT_GIVEN:
+            return "without an annotation values are JSON-like builtins: annotate the return type, or pass returns="
+        return otherwise
 
     @staticmethod
-    def _refuse(path: str, said: str, advice: str = "", cause: Exception | None = None) -> NoReturn:
-        message = f"{path}: {said}; {advice}" if advice else f"{path}: {said}"
-        raise ValueNotCacheableError(message, path) from cause
+    def _refusal(path: str, said: str, advice: str) -> ValueNotCacheableError:
+        return ValueNotCacheableError(f"{path}: {said}; {advice}", path)
 
 
 # Formats
 
 
+_AS_ANNOTATED: Final = "return what the annotation says"
+
+
 class _Format(typing.Protocol):
-    ways: int
-    """How many ways there are to write a value, tried one after the other."""
     advice: str
 
-    def dump(self, value: Any, way: int) -> bytes: ...
-    def load(self, data: bytes) -> Any: ...
+    def ways(self, value: Any) -> Sequence[bytes]:
+        """The ways to write a value, the best one first."""
+        ...
+
+    def dump(self, value: Any, way: bytes) -> bytes: ...
+    def load(self, data: bytes, /) -> Any: ...
+
+    def culprit(self, value: Any) -> "tuple[_Trail, object]":
+        """The innermost part of a value that cannot be written, if that can be found out."""
+        ...
+
     def place(self, error: Exception) -> str: ...
     def explain(self, error: Exception) -> str: ...
 
 
 class _MessagePack:
-    ways = 1
-    advice = "return what the annotation says"
+    advice = _AS_ANNOTATED
 
     def __init__(self, annotation: object) -> None:
-        kind: Any = Any if annotation in _FREE else annotation
+        kind: Any = Any if annotation is NOT_GIVEN else annotation
         self._encode = msgspec.msgpack.Encoder().encode
         self.load = msgspec.msgpack.Decoder(kind, ext_hook=_no_extension).decode
 
-    def dump(self, value: Any, way: int) -> bytes:
+    def ways(self, value: Any) -> Sequence[bytes]:
+        return (b"",)
+
+    def dump(self, value: Any, way: bytes) -> bytes:
         return self._encode(value)
+
+    def culprit(self, value: Any) -> "tuple[_Trail, object]":
+        trail: _Trail = None
+        for _ in range(64):  # A value may hold itself.
+            for prefix, key, part in _parts(value):
+                if not self._writes(part):
+                    trail, value = (trail, prefix, key), part
+                    break
+            else:
+                break
+        return trail, value
+
+    def _writes(self, value: Any) -> bool:
+        try:
+            self._encode(value)
+        except (TypeError, ValueError, ArithmeticError, AttributeError, RecursionError, msgspec.MsgspecError):
+            return False
+        return True
 
     def place(self, error: Exception) -> str:
         found = re.search(r" - at `(?:key in )?\$(.*)`$", str(error))
@@ -201,29 +210,39 @@ def _no_extension(code: int, data: memoryview) -> NoReturn:
 class _Json:
     """Pydantic's JSON. The first byte says which way it was written.
 
-    `n`: field names, set fields only. `f`: all fields, with the set ones listed beside them, for defaults that were
-    changed in place or are new each time. `a`: aliases, for models that look at their raw input.
+    `n`: field names, set fields only. `f`: all fields, with the set ones listed beside them, for defaults that are new
+    each time or were changed in place. `a`: aliases, for models that look at their raw input.
     """
 
-    ways = 3
-    advice = "bytes and infinite floats in a model need ser_json_bytes, val_json_bytes and ser_json_inf_nan in its config"
+    advice = (
+        f"{_AS_ANNOTATED}; bytes and infinite floats need ser_json_bytes, val_json_bytes and ser_json_inf_nan in the"
+        " model's config"
+    )
 
     def __init__(self, annotation: object) -> None:
         from pydantic import TypeAdapter
 
-        self._adapter: Any = TypeAdapter(annotation)
+        kind: Any = annotation
+        self._adapter: Any = TypeAdapter(kind)
         self._sets = msgspec.msgpack.Decoder(tuple[bytes, list[list[str]]])
 
-    def dump(self, value: Any, way: int) -> bytes:
+    def ways(self, value: Any) -> Sequence[bytes]:
+        """A default made anew may be another one tomorrow, so it is written where a model has one."""
+        renewed = any(_made_anew(model.__class__) - model.__pydantic_fields_set__ for model in _models(value))
+        return (b"f", b"a") if renewed else (b"n", b"f", b"a")
+
+    def dump(self, value: Any, way: bytes) -> bytes:
         # No warnings: the comparison that follows finds more than they say, and where.
-        dump = self._adapter.dump_json
-        if way == 0:
-            return b"n" + bytes(dump(value, round_trip=True, exclude_unset=True, by_alias=False, warnings=False))
-        if way == 1:
-            text = dump(value, round_trip=True, by_alias=False, warnings=False)
-            sets = [sorted(model.__pydantic_fields_set__) for model in _models(value)]
-            return b"f" + msgspec.msgpack.encode((text, sets))
-        return b"a" + bytes(dump(value, round_trip=True, exclude_unset=True, by_alias=True, warnings=False))
+        unset, alias = way != b"f", way == b"a"
+        text: bytes = self._adapter.dump_json(
+            value, round_trip=True, exclude_unset=unset, by_alias=alias, warnings=False
+        )
+        if way == b"f":
+            text = msgspec.msgpack.encode((text, [sorted(model.__pydantic_fields_set__) for model in _models(value)]))
+        return way + text
+
+    def culprit(self, value: Any) -> "tuple[_Trail, object]":
+        return None, value
 
     def load(self, data: bytes) -> Any:
         way, text = data[:1], data[1:]
@@ -251,27 +270,35 @@ class _Json:
     @staticmethod
     def _first(error: Exception) -> dict[str, Any]:
         errors = getattr(error, "errors", None)
-        return dict(errors(include_url=False)[0]) if callable(errors) else {}
+        found: Any = errors(include_url=False) if callable(errors) else [{}]
+        return dict(found[0])
+
+
+@functools.lru_cache(maxsize=512)
+def _made_anew(model: Any) -> frozenset[str]:
+    fields = model.__pydantic_fields__.items()
+    return frozenset(name for name, field in fields if field.default_factory not in (None, list, dict, set))
 
 
 def _models(value: Any) -> Iterator[Any]:
-    """The models in a value, outer ones first, in an order that a copy of the value shares. Those in sets are left out."""
+    """The models in a value, outer ones first, in an order that a copy of it shares. Those in sets are left out."""
     base = pydantic_base()
     if base is not None and isinstance(value, base):
         yield value
-    if type(value) not in ATOMS and not isinstance(value, (set, frozenset)):
-        for _, part in _parts(value):
-            yield from _models(part)
+    if not isinstance(value, (set, frozenset)):
+        for _, _, part in _parts(value):
+            if type(part) not in ATOMS:
+                yield from _models(part)
 
 
 # Paths and comparison
 
-_Trail = tuple[Any, str | tuple[str, object]] | None
-"""Steps to a place, the last one outermost in the pair; rendered only if there is something to say."""
+_Trail: typing.TypeAlias = "tuple[_Trail, str, object] | None"
+"""Steps to a place: those before, a prefix, a name or an index. Made into text only if there is something to say."""
 
 
-class _Difference(Exception):
-    def __init__(self, trail: _Trail, said: str, was: object, advice: str = "") -> None:
+class _DifferenceError(Exception):
+    def __init__(self, trail: _Trail, said: str, was: object, advice: str) -> None:
         super().__init__(said)
         self.trail, self.said, self.was, self.advice = trail, said, was, advice
 
@@ -279,8 +306,8 @@ class _Difference(Exception):
 def _render(trail: _Trail) -> str:
     steps: list[str] = []
     while trail is not None:
-        trail, step = trail
-        steps.append(step if isinstance(step, str) else f"{step[0]}[{_short.repr(step[1])}]")
+        trail, prefix, key = trail
+        steps.append(f".{key}" if prefix == "." else prefix if key is None else f"{prefix}[{_short.repr(key)}]")
     return "".join(reversed(steps))
 
 
@@ -288,20 +315,20 @@ _short = reprlib.Repr()
 _short.maxstring = _short.maxother = 40
 
 
-def _parts(value: Any) -> Iterator[tuple[str | tuple[str, object], Any]]:
+def _parts(value: Any) -> Iterator[tuple[str, object, Any]]:
     """The parts of a container or an object, with the step that leads there."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield ("", key), item
+            yield "", key, item
     elif isinstance(value, (list, tuple, set, frozenset)):
         for index, item in enumerate(value):
-            yield f"[{index}]", item
-    elif type(value) in ATOMS or isinstance(value, (type, enum.Enum)):
-        return
-    else:
+            yield "", index, item
+    elif isinstance(value, msgspec.Struct) or _holds_state(value.__class__):
         for name, item in _state(value).items():
-            if not name.startswith("__pydantic_") or name == "__pydantic_extra__":
-                yield f".{name}", item
+            if name not in _OF_MODELS:
+                yield ".", name, item
+        for name, item in (getattr(value, "__pydantic_extra__", None) or {}).items():
+            yield ".", name, item
 
 
 def _state(value: Any) -> dict[str, Any]:
@@ -312,7 +339,7 @@ def _state(value: Any) -> dict[str, Any]:
 
 
 def _compare(was: Any, came: Any, trail: _Trail) -> None:
-    """Raise _Difference at the first place where the two are not of the same type and value."""
+    """Raise _DifferenceError at the first place where the two are not of the same type and value."""
     kind = type(was)
     if kind is not type(came):
         _wrong_type(was, came, trail)
@@ -328,7 +355,9 @@ def _compare(was: Any, came: Any, trail: _Trail) -> None:
     elif isinstance(was, dict):
         _compare_dict(was, came, trail)
         _compare_state(was, came, trail)
-    elif isinstance(was, msgspec.Struct) or _holds_state(kind):
+    elif is_atom(was):
+        _compare_equal(was, came, trail)
+    elif isinstance(was, msgspec.Struct) or _holds_state(was.__class__):
         _compare_state(was, came, trail)
     else:
         _compare_opaque(was, came, trail)
@@ -338,13 +367,16 @@ def _wrong_type(was: Any, came: Any, trail: _Trail) -> NoReturn:
     names = _typename(was), _typename(came)
     if names[0] == names[1]:
         names = f"{type(was).__module__}.{names[0]}", f"{type(came).__module__}.{names[1]}"
-    advice = f"{names[0]} is a subclass: annotate it, or return a plain {names[1]}" if isinstance(was, type(came)) else ""
-    raise _Difference(trail, f"{names[0]} came back as {names[1]}", was, advice)
+    subclass = f"{names[0]} is a subclass: annotate it, or return a plain {names[1]}"
+    advice = subclass if isinstance(was, type(came)) and type(came) is not int else _AS_ANNOTATED
+    raise _DifferenceError(trail, f"{names[0]} came back as {names[1]}", was, advice)
 
 
 def _differ(was: Any, came: Any, trail: _Trail, advice: str = "") -> NoReturn:
-    advice = advice or "a value must be the same once encoded and decoded"
-    raise _Difference(trail, f"{_short.repr(was)} came back as {_short.repr(came)}", was, advice)
+    raise _DifferenceError(trail, f"{_short.repr(was)} came back as {_short.repr(came)}", was, advice or _UNCHANGED)
+
+
+_UNCHANGED: Final = "encoding and decoding must not change a value"
 
 
 def _compare_equal(was: Any, came: Any, trail: _Trail) -> None:
@@ -353,7 +385,7 @@ def _compare_equal(was: Any, came: Any, trail: _Trail) -> None:
 
 
 def _compare_float(was: float, came: float, trail: _Trail) -> None:
-    if was != was and came != came:
+    if math.isnan(was) and math.isnan(came):
         return
     if was != came or math.copysign(1, was) != math.copysign(1, came):
         _differ(was, came, trail)
@@ -379,20 +411,20 @@ def _compare_clock(was: Any, came: Any, trail: _Trail) -> None:
 
 def _compare_list(was: Any, came: Any, trail: _Trail) -> None:
     if len(was) != len(came):
-        raise _Difference(
-            trail, f"{len(was)} items came back as {len(came)}", was, "a value must be the same once encoded and decoded"
-        )
+        raise _DifferenceError(trail, f"{len(was)} items came back as {len(came)}", was, _UNCHANGED)
     for index, (left, right) in enumerate(zip(was, came, strict=True)):
-        _compare(left, right, (trail, f"[{index}]"))
+        if type(left) not in _SIMPLE or type(left) is not type(right) or left != right:
+            _compare(left, right, (trail, "", index))
 
 
 def _compare_dict(was: dict[Any, Any], came: dict[Any, Any], trail: _Trail) -> None:
     if len(was) != len(came):
-        missing = [key for key in was if key not in came] or [key for key in came if key not in was]
-        raise _Difference(trail, f"the keys {_short.repr(missing)} did not come back as they were", was)
+        raise _DifferenceError(trail, f"{len(was)} keys came back as {len(came)}", was, _UNCHANGED)
     for (key, left), (other, right) in zip(was.items(), came.items(), strict=True):
-        _compare(key, other, (trail, (" key ", key)))
-        _compare(left, right, (trail, ("", key)))
+        if type(key) is not str or type(other) is not str or key != other:
+            _compare(key, other, (trail, " key ", key))
+        if type(left) not in _SIMPLE or type(left) is not type(right) or left != right:
+            _compare(left, right, (trail, "", key))
 
 
 def _compare_set(was: Any, came: Any, trail: _Trail) -> None:
@@ -401,25 +433,27 @@ def _compare_set(was: Any, came: Any, trail: _Trail) -> None:
     for item in was:
         other = found.pop(item, _MISSING)
         if other is not _MISSING:
-            _compare(item, other, (trail, (" item ", item)))
-        elif isinstance(item, float) and item != item:
+            _compare(item, other, (trail, " item ", item))
+        elif isinstance(item, float) and math.isnan(item):
             lost += 1  # NaN is found by identity only.
         else:
-            raise _Difference(trail, f"the item {_short.repr(item)} did not come back", was)
-    if len(found) != lost or any(item == item for item in found):
+            raise _DifferenceError(trail, f"the item {_short.repr(item)} did not come back", was, _UNCHANGED)
+    if len(found) != lost or not all(isinstance(item, float) and math.isnan(item) for item in found):
         _differ(was, came, trail)
 
 
 def _compare_opaque(was: Any, came: Any, trail: _Trail) -> None:
     try:
         same = bool(was == came)
-    except Exception:  # An `__eq__` of somebody else's that fails does not say that they are equal.
-        same = False
+    except Exception as error:  # Somebody else's `__eq__`.
+        said = f"{_typename(was)} cannot be compared ({_first_line(error)})"
+        raise _DifferenceError(trail, said, was, _UNCHANGED) from error
     if not same:
         _differ(was, came, trail)
     _compare_state(was, came, trail)
 
 
+@functools.lru_cache(maxsize=512)
 def _holds_state(kind: type) -> bool:
     base = pydantic_base()
     return (
@@ -440,14 +474,18 @@ def _compare_state(was: Any, came: Any, trail: _Trail) -> None:
     left, right = _state(was), _state(came)
     for name in left | right:
         first, second = left.get(name, _MISSING), right.get(name, _MISSING)
-        here: _Trail = (trail, _OF_MODELS.get(name) or f".{name}")
-        if first is _MISSING or second is _MISSING:
-            if first is not second:
-                said = "is not there after decoding" if second is _MISSING else "is there only after decoding"
-                raise _Difference(here, said, first, "only declared fields are kept")
+        if type(first) in _SIMPLE and type(first) is type(second) and first == second:
             continue
-        _compare(first, second, here)
+        here: _Trail = (trail, _OF_MODELS[name], None) if name in _OF_MODELS else (trail, ".", name)
+        if first is not _MISSING and second is not _MISSING:
+            _compare(first, second, here)
+        elif first is not second:
+            said = "is not there once decoded" if second is _MISSING else "is there only once decoded"
+            raise _DifferenceError(here, said, first, "only declared fields are kept")
 
+
+_SIMPLE: Final = frozenset({type(None), bool, int, str, bytes})
+"""Types of which equal values are the same in every way."""
 
 _COMPARE: Final[dict[type, Callable[[Any, Any, _Trail], None]]] = {
     **dict.fromkeys(ATOMS, _compare_equal),
@@ -485,9 +523,9 @@ def codec_for(annotation: object, *, owner: str) -> Codec:
 
 def _identity(annotation: object) -> object:
     """A key that tells apart what `==` does not: the order of a union, 1 and True, two markers of `Annotated`."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+    if isinstance(annotation, type):
         return annotation
-    origin = typing.get_origin(annotation)
+    origin: object = typing.get_origin(annotation)
     if origin is None:
         return type(annotation), annotation
     if origin is typing.Annotated:
@@ -524,37 +562,36 @@ class _Survey:
 
     def refuse(self, why: str, cause: Exception | None = None) -> NoReturn:
         raise UnsupportedTypeError(
-            f"{self.owner}: values of {_name(self.annotation)} cannot be cached: {why}. Return plain data, such as a"
-            " dataclass or a Pydantic model, or name another type with returns="
+            f"{self.owner}: values of {_name(self.annotation)} cannot be cached: {why.rstrip('.')}."
+            " Return plain data, such as a dataclass or a Pydantic model, or name another type with returns="
         ) from cause
 
-    def visit(self, part: object, of_field: bool = False) -> None:
+    def visit(self, part: Any, of_field: bool = False) -> None:
         if id(part) in self.seen:
             return
         self.seen[id(part)] = part
+        origin: Any = typing.get_origin(part)
         if isinstance(part, TypeVar):
-            if not of_field:
+            if not of_field:  # Those of a generic class stand for the arguments, which are visited, or for anything.
                 self.refuse(f"{part} is a bare type variable, which names no type")
-            return
-        if isinstance(part, (str, typing.ForwardRef)):
+        elif isinstance(part, (str, typing.ForwardRef)):
             self.refuse(f"the name {_name(part)} is not resolved")
-        if getattr(part, "__name__", "") == "Self" and getattr(part, "__module__", "").startswith("typing"):
+        elif getattr(part, "__name__", "") == "Self" and getattr(part, "__module__", "").startswith("typing"):
             self.refuse("Self names no class here")
-        if hasattr(part, "__supertype__"):
-            return self.visit(part.__supertype__, of_field)
-        origin = typing.get_origin(part)
-        if origin is typing.Literal:
-            return None
-        alias = part if origin is None else origin
-        if type(alias).__name__ == "TypeAliasType":
-            self.visit(getattr(alias, "__value__", None), of_field or origin is not None)
-        arguments = typing.get_args(part)
-        for argument in arguments[:1] if origin is typing.Annotated else arguments:
-            if not isinstance(argument, list):
+        elif hasattr(part, "__supertype__"):
+            self.visit(part.__supertype__, of_field)
+        elif origin is typing.Annotated:
+            self.visit(typing.get_args(part)[0], of_field)
+        elif origin is not typing.Literal:
+            self.visit_plain(origin or part, of_field or origin is not None)
+            for argument in typing.get_args(part):
                 self.visit(argument, of_field)
-        cls = origin or part
-        if isinstance(cls, type):
-            self.visit_class(cls)
+
+    def visit_plain(self, part: Any, of_field: bool) -> None:
+        if type(part).__name__ == "TypeAliasType":
+            self.visit(part.__value__, of_field)
+        elif isinstance(part, type):
+            self.visit_class(part)
 
     def visit_class(self, cls: type) -> None:
         if any(hasattr(cls, name) for name in _ORM_MARKS):
@@ -562,7 +599,7 @@ class _Survey:
         response = getattr(sys.modules.get("starlette.responses"), "Response", None)
         if response is not None and issubclass(cls, response):
             self.refuse(f"{_name(cls)} is a response: cache the data that it is made of, or use cache_response")
-        if cls is abc.Callable:
+        if cls in _FUNCTIONS:
             self.refuse("a function cannot be kept")
         if issubclass(cls, (abc.Iterator, abc.AsyncIterable)) or cls is abc.Iterable:
             self.refuse(f"{_name(cls)} can be read only once: return a list")
@@ -583,11 +620,13 @@ class _Survey:
             except Exception as error:
                 self.refuse(f"the annotations of {_name(cls)} cannot be resolved ({_first_line(error)})", error)
             for hint in hints.values():
-                if typing.get_origin(hint) is not typing.ClassVar:
+                if typing.get_origin(hint) not in _NO_FIELD:
                     self.visit(hint, of_field=True)
 
 
-_ORM_MARKS = ("__mapper__", "__sa_instrumentation_manager__", "_sa_class_manager")
+_NO_FIELD: Final[tuple[object, ...]] = (typing.ClassVar,)
+_FUNCTIONS: Final[tuple[object, ...]] = (abc.Callable, types.FunctionType)
+_ORM_MARKS: Final = ("__mapper__", "__sa_instrumentation_manager__", "_sa_class_manager")
 
 
 def _customs(info: Any, seen: dict[int, object]) -> Iterator[type]:
@@ -626,7 +665,7 @@ def _is_union(annotation: object) -> bool:
 def _name(annotation: object) -> str:
     if annotation is NOT_GIVEN:
         return "JSON-like value"
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+    if isinstance(annotation, type):
         return annotation.__qualname__.rpartition("<locals>.")[2]
     return repr(annotation).replace("typing.", "")
 

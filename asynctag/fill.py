@@ -36,6 +36,22 @@ class Job(NamedTuple):
     namespace: str
     compute: Callable[[], Awaitable[Any]]
     in_background: bool = True
+    #: Renews it in the background, landing the flight, where that takes more than calling `compute`.
+    renew: Callable[[Flight], Awaitable[None]] | None = None
+
+
+class Found(NamedTuple):
+    """What a search brought: a value and its entry, or MISSING and what the caller is to compute with.
+
+    The reading's stamp is what the result is to be stored with. With a flight, others wait for the
+    caller, who has to land it, whatever happens.
+    """
+
+    value: Any
+    entry: Entry | None = None
+    stale: bool = False
+    reading: Reading | None = None
+    flight: Flight | None = None
 
 
 # Caches that share a backend share the flights too: one computation a key, by process.
@@ -89,6 +105,17 @@ class Filler:
     async def obtain(self, job: Job) -> Any:
         """The value of `job`: a hit, what a flight brought, or what its computation returns."""
         parent = live_scope()
+        found = await self.find(job, parent)
+        if found.value is not MISSING:
+            return found.value
+        try:
+            return await self.compute(job, found.reading, found.flight, parent)
+        finally:
+            if found.flight is not None:
+                self.flights.land(found.flight, Fate.CANCELLED)
+
+    async def find(self, job: Job, parent: Scope | None) -> Found:
+        """A value of `job` to serve, from the backend or from somebody else's flight; else the caller's turn to compute."""
         inside = _flights_around(parent)
         came = self.flights.begun
         landings: int | None = self.flights.landings(job.key)
@@ -99,19 +126,37 @@ class Filler:
             turn, flight = self.flights.board(job.key, self.backend.clock(), landings, after)
             if flight is None:
                 if turn is Turn.ALONE:
-                    return await self.compute(job, reading, None, parent)
+                    return Found(MISSING, reading=reading)
                 landings = self.flights.landings(job.key)
                 reading = await self.read(job.key)
                 value = self.serve(job, reading, parent)
             elif turn is Turn.LEAD:
-                return await self._lead(job, reading, flight, parent, look=after is not None)
+                if after is not None:
+                    reading, value = await self._look_again(job, flight, parent)
+                if value is MISSING:
+                    return Found(MISSING, reading=reading, flight=flight)
             else:
                 if not await self._wait(job, flight, inside, parent):
-                    return await self.compute(job, reading, None, parent)
+                    return Found(MISSING, reading=reading)
                 if flight.serves(came):
                     value = self._share(job, flight, parent)
+                    if value is not MISSING:
+                        return Found(value, flight.entry, flight.stale)
                 after, landings = flight, None
-        return value
+        assert reading is not None
+        return Found(value, reading.entry, reading.stale)
+
+    async def _look_again(self, job: Job, flight: Flight, parent: Scope | None) -> tuple[Reading | None, Any]:
+        """The look-up with which a flight begins that is to serve those whom another left without a result."""
+        try:
+            reading = await self.read(job.key)
+        except BaseException:
+            self.flights.land(flight, Fate.CANCELLED)
+            raise
+        value = self.serve(job, reading, parent)
+        if value is not MISSING and reading is not None:
+            self.flights.land(flight, Fate.UNCHECKED, entry=reading.entry, stale=reading.stale)
+        return reading, value
 
     async def refresh(self, job: Job) -> Any:
         """Compute `job` now and store it, whatever is cached."""
@@ -121,19 +166,6 @@ class Filler:
         finally:
             if flight is not None:
                 self.flights.land(flight, Fate.CANCELLED)
-
-    async def _lead(self, job: Job, reading: Reading | None, flight: Flight, parent: Scope | None, look: bool) -> Any:
-        try:
-            if look:
-                reading = await self.read(job.key)
-                value = self.serve(job, reading, parent)
-                if value is not MISSING:
-                    assert reading is not None
-                    self.flights.land(flight, Fate.UNCHECKED, entry=reading.entry, stale=reading.stale)
-                    return value
-            return await self.compute(job, reading, flight, parent)
-        finally:
-            self.flights.land(flight, Fate.CANCELLED)
 
     async def _wait(self, job: Job, flight: Flight, inside: tuple[Flight, ...], parent: Scope | None) -> bool:
         try:
@@ -179,7 +211,11 @@ class Filler:
         if not job.in_background or not self.background.is_open:
             return False
         flight = self.flights.lead_unless_open(job.key, now)
-        return flight is None or self.background.start(self._renewal, job, flight)
+        if flight is None:
+            return True
+        if job.renew is not None:
+            return self.background.start(job.renew, flight)
+        return self.background.start(self._renewal, job, flight)
 
     async def _renewal(self, job: Job, flight: Flight) -> None:
         try:
@@ -223,7 +259,7 @@ class Filler:
             finally:
                 scope.closed = True
                 current_scope.reset(token)
-            await self._store(job, value, reading, flight, scope, started)
+            await self.store(job, value, reading, flight, scope, started)
             return value
         finally:
             scope.hand_up()
@@ -247,13 +283,14 @@ class Filler:
             flight.tags = scope.tags
         return scope
 
-    async def _store(
+    async def store(
         self, job: Job, value: Any, reading: Reading | None, flight: Flight | None, scope: Scope, started: float
-    ) -> None:
+    ) -> Written:
+        """Store what was computed within `scope`, since `started`, and land the flight."""
         if scope.no_store:
             if flight is not None:
                 self.flights.land(flight, Fate.UNSHARED, now=self.backend.clock())
-            return
+            return Written(False)
         try:
             kept = self.keep(job.codec, value)
         except Exception as error:
@@ -268,6 +305,7 @@ class Filler:
         if flight is not None:
             fate = Fate.ACCEPTED if written.accepted else Fate.UNCHECKED
             self.flights.land(flight, fate, entry=entry, stale=scope.stale_stamp is not None)
+        return written
 
     def may_store(self, entry: Entry, scope: Scope, reading: Reading | None) -> bool:
         """Not without a stamp, nor built from something stale of before the journal was lost."""
@@ -390,7 +428,7 @@ class Filler:
             shared = scope.tags.difference(*(jobs[name].tags for name in names))
             parts = [self._part(jobs[name], scope, shared) for name in names if name in built]
             for name, part in zip((name for name in names if name in built), parts, strict=True):
-                await self._store(jobs[name], built[name], readings[name], led.get(name), part, started)
+                await self.store(jobs[name], built[name], readings[name], led.get(name), part, started)
             for part in parts:
                 scope.fresh_until = min(scope.fresh_until, part.fresh_until)
                 scope.expires = min(scope.expires, part.expires)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from asynctag.errors import InvalidTagError, TagTemplateError
 
 MAX_TAG_BYTES = 1024
+_SURELY_SHORT = 1 << 64
 
 TagsOf: typing.TypeAlias = Callable[[Mapping[str, object]], tuple[str, ...]]
 """Bound arguments (name to value, defaults applied) to checked tags."""
@@ -58,6 +59,8 @@ def check_tag(tag: object) -> str:
 
 def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Check every tag; keep their order, drop repetitions."""
+    if type(tags) is list:
+        return tuple(dict.fromkeys(map(check_tag, tags)))
     if isinstance(tags, str | bytes):
         raise InvalidTagError(f"tags are {reprlib.repr(tags)}, one string: give a list, [{reprlib.repr(tags)}]")
     if not isinstance(tags, Iterable):
@@ -98,6 +101,8 @@ def text_of(value: object, what: str) -> str:
     kind = type(value)
     if kind is str:
         return typing.cast(str, value)
+    if kind is int and -_SURELY_SHORT < typing.cast(int, value) < _SURELY_SHORT:
+        return str(value)
     if isinstance(value, enum.Enum):
         return text_of(value.value, f"the value of {_type_name(kind)}, {what},")
     if isinstance(value, str):

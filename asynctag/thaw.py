@@ -1,8 +1,8 @@
 """Fresh copies of a decoded value, faster than decoding it again.
 
-`plan(value)` looks at a value once, when it is stored, and gives what a hit needs: the value itself if nothing in it can
-be changed, or templates and a function that copies them. None means that decoding the bytes is the better or the only
-safe way: too many containers, or an object whose copy might differ from what decoding makes.
+`plan(value)` looks at a value once, when it is stored, and gives what a hit needs: the value itself if nothing in it
+can be changed, or templates and a function that copies them. None means that decoding the bytes is the better or the
+only safe way: too many containers, or an object whose copy might differ from what decoding makes.
 
 A template is the container as it is copied, with None in the places that are filled by a copy of their own; `subs` says
 which. Every copying function takes one argument, so that `dict.copy` of a flat dict is one of them.
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-__all__ = ["Kept", "MAX_CONTAINERS", "attributes", "plan", "pydantic_base", "slots_of"]
+__all__ = ["ATOMS", "MAX_CONTAINERS", "Kept", "attributes", "is_atom", "plan", "pydantic_base"]
 
 MAX_CONTAINERS = 32
 """Above this many mutable containers, bytes are smaller by far and weigh nothing on the garbage collector."""
@@ -33,13 +33,14 @@ Subs = tuple[tuple[Any, Run, Any], ...]
 
 
 class Kept(NamedTuple):
-    """A value as a backend in this process keeps it. A `thaw` of None: `body` cannot change and is given out as it is."""
+    """A value as a backend in this process keeps it. No `thaw`: `body` cannot change and is given out as it is."""
 
     body: Any
     thaw: Run | None
     size: int
 
 
+# Types whose values cannot change, whatever they hold.
 ATOMS: frozenset[type] = frozenset(
     {
         type(None), bool, int, float, complex, str, bytes, range,
@@ -51,10 +52,10 @@ _ATOM_MODULES = frozenset({"ipaddress", "pathlib", "pathlib._local", "zoneinfo"}
 _HEAP_TYPE = 1 << 9
 _MODEL_SLOTS = {"__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"}
 
-_new = object.__new__
+_new: Any = object.__new__
 
 
-class _Unplannable(Exception):
+class _UnplannableError(Exception):
     """Decode this one."""
 
 
@@ -63,9 +64,15 @@ def plan(value: Any, limit: int = MAX_CONTAINERS) -> Kept | None:
     planner = _Planner(limit)
     try:
         run, node = planner.visit(value)
-    except _Unplannable:
+    except _UnplannableError:
         return None
     return Kept(node, run, planner.size)
+
+
+def is_atom(value: Any) -> bool:
+    """A value that cannot change and has no parts of its own."""
+    cls = type(value)
+    return cls in ATOMS or isinstance(value, enum.Enum) or cls.__module__ in _ATOM_MODULES
 
 
 @functools.lru_cache(maxsize=512)
@@ -80,17 +87,28 @@ def slots_of(cls: type) -> tuple[tuple[str, Any], ...]:
     )
 
 
+@functools.lru_cache(maxsize=512)
+def _derived(cls: type) -> tuple[str, ...]:
+    return tuple(
+        name
+        for base in cls.__mro__
+        for name, member in vars(base).items()
+        if isinstance(member, functools.cached_property)
+    )
+
+
 def attributes(value: Any) -> dict[str, Any]:
     """What an instance holds, in its `__dict__` and its slots; a cached property is not state, it is computed anew."""
-    cls = type(value)
+    cls: type = type(value)
     held = dict(getattr(value, "__dict__", ()))
-    for name in [name for name in held if isinstance(getattr(cls, name, None), functools.cached_property)]:
-        del held[name]
+    for name in _derived(cls):
+        held.pop(name, None)
     for name, member in slots_of(cls):
         try:
-            held[name] = member.__get__(value, cls)
-        except AttributeError:
-            pass  # A slot that was never set.
+            item = member.__get__(value, cls)
+        except AttributeError:  # A slot that was never set.
+            continue
+        held[name] = item
     return held
 
 
@@ -153,7 +171,7 @@ def _itself(value: Any) -> Any:
     return value
 
 
-_copy_struct: Run = msgspec.Struct.__copy__
+_copy_struct: Run = msgspec.Struct.__copy__  # type: ignore[attr-defined]
 _set_field = msgspec.structs.force_setattr
 
 
@@ -170,7 +188,7 @@ class _ModelCopier:
         set_fields = base.__dict__["__pydantic_fields_set__"].__set__
         set_extra = base.__dict__["__pydantic_extra__"].__set__
         set_private = base.__dict__["__pydantic_private__"].__set__
-        new_object = object.__new__
+        new_object = _new
 
         def flat(node: tuple[type, dict[str, Any], set[str]]) -> Any:
             cls, template, fields_set = node
@@ -206,7 +224,7 @@ class _ModelCopier:
 
     def takes(self, cls: type) -> bool:
         """A class that adds no slot and no `__new__` of its own to BaseModel."""
-        return self.known and cls.__new__ is object.__new__ and len(slots_of(cls)) == len(slots_of(self.base))
+        return self.known and cls.__new__ is _new and len(slots_of(cls)) == len(slots_of(self.base))
 
 
 @functools.lru_cache(maxsize=4)
@@ -215,7 +233,7 @@ def _model_copier(base: type) -> _ModelCopier:
 
 
 class _Planner:
-    """One walk over a value. What it meets twice, a cycle included, it leaves to decoding, which keeps it one object."""
+    """One walk over a value. What it meets twice, a cycle included, is left to decoding, which keeps it one object."""
 
     def __init__(self, limit: int) -> None:
         self.room = limit
@@ -226,7 +244,7 @@ class _Planner:
         """How to copy the value and what to copy; None and the value itself if nothing in it can be changed."""
         cls = type(value)
         self.size += sys.getsizeof(value)
-        if cls in ATOMS or isinstance(value, enum.Enum) or cls.__module__ in _ATOM_MODULES:
+        if is_atom(value):
             return None, value
         if cls is dict:
             return self.visit_dict(value)
@@ -250,18 +268,18 @@ class _Planner:
             return self.visit_model(value, _model_copier(base))
         if hasattr(cls, "__dataclass_fields__") or hasattr(cls, "__attrs_attrs__"):
             return self.visit_object(value)
-        raise _Unplannable
+        raise _UnplannableError
 
     def enter(self, value: Any) -> None:
         self.room -= 1
         if self.room < 0 or id(value) in self.seen:
-            raise _Unplannable
+            raise _UnplannableError
         self.seen.add(id(value))
 
     def all_fixed(self, values: Iterable[Any]) -> None:
         for value in values:
             if self.visit(value)[0] is not None:
-                raise _Unplannable
+                raise _UnplannableError
 
     def fill(self, items: Iterable[tuple[Any, Any]], template: Any) -> Subs:
         """Plan the items of a template of ours; those that need a copy leave a gap in it."""
@@ -293,20 +311,20 @@ class _Planner:
     def visit_tuple(self, value: tuple[Any, ...]) -> tuple[Run | None, Any]:
         cls = type(value)
         if cls is not tuple and (not hasattr(cls, "_fields") or getattr(value, "__dict__", None)):
-            raise _Unplannable
+            raise _UnplannableError
         items = list(value)
         subs = self.fill(enumerate(value), items)
         if not subs:
             return None, value
         if id(value) in self.seen:
-            raise _Unplannable
+            raise _UnplannableError
         self.seen.add(id(value))
         return _tuple, (cls, _list, (items, subs))
 
     def visit_struct(self, value: msgspec.Struct) -> tuple[Run | None, Any]:
         cls = type(value)
         if hasattr(value, "__dict__") or hasattr(cls, "__post_init__"):
-            raise _Unplannable
+            raise _UnplannableError
         fields: dict[str, Any] = {}
         subs = self.fill([(name, getattr(value, name)) for name in cls.__struct_fields__], fields)
         if cls.__struct_config__.frozen and not subs:
@@ -318,11 +336,11 @@ class _Planner:
         return (_struct, (template, subs)) if subs else (_copy_struct, template)
 
     def visit_object(self, value: Any) -> tuple[Run | None, Any]:
-        cls = type(value)
-        if cls.__new__ is not object.__new__ or any(
+        cls: type = type(value)
+        if cls.__new__ is not _new or any(
             not base.__flags__ & _HEAP_TYPE and base is not object for base in cls.__mro__
         ):
-            raise _Unplannable  # Part of its state may be where no attribute shows it.
+            raise _UnplannableError  # Part of its state may be where no attribute shows it.
         held: dict[str, Any] | None = getattr(value, "__dict__", None)
         template = dict(held or {})
         subs = self.fill(list(template.items()), template)
@@ -349,7 +367,7 @@ class _Planner:
     def visit_model(self, value: Any, copier: _ModelCopier) -> tuple[Run, Any]:
         cls = type(value)
         if not copier.takes(cls):
-            raise _Unplannable
+            raise _UnplannableError
         self.enter(value)
         fields_set: set[str] = set(value.__pydantic_fields_set__)
         held, extra, private = value.__dict__, value.__pydantic_extra__, value.__pydantic_private__
@@ -375,4 +393,4 @@ def _dict_setter(cls: type) -> Callable[[Any, Any], None]:
         if isinstance(descriptor, types.GetSetDescriptorType):
             setter: Callable[[Any, Any], None] = descriptor.__set__
             return setter
-    raise _Unplannable
+    raise _UnplannableError

@@ -39,7 +39,10 @@ class Point:
 
 
 def compiled(
-    function: Callable[..., object], spec: object, annotations: dict[str, object] | None = None, extra_names: bool = False
+    function: Callable[..., object],
+    spec: object,
+    annotations: dict[str, object] | None = None,
+    extra_names: bool = False,
 ) -> TagTemplates:
     return compile_tags(
         typing.cast("list[str]", spec),
@@ -134,7 +137,7 @@ class TestTag:
 
     names = st.text(st.sampled_from("ab."), min_size=1, max_size=2)
     texts = st.text(st.sampled_from("a:;%3B\n\x85é1"), max_size=6) | st.text(max_size=4)
-    criteria = st.dictionaries(names, texts.filter(lambda text: text.isascii() or text.encode("utf-8", "ignore") != b""))
+    criteria = st.dictionaries(names, texts)
 
     @given(criteria.filter(bool), criteria.filter(bool))
     def test_different_criteria_never_give_one_tag(self, one: dict[str, str], other: dict[str, str]) -> None:
@@ -167,7 +170,10 @@ class TestTextOf:
 
     @pytest.mark.parametrize(
         "value",
-        [True, 1.0, None, b"a", datetime.datetime(2026, 1, 1), [1], (1,), {1: 1}, {1}, object(), Weight.HEAVY, 10**5000],
+        [
+            *(True, 1.0, None, b"a", datetime.datetime(2026, 1, 1), [1], (1,), {1: 1}, {1}, object(), Weight.HEAVY),
+            pytest.param(10**5000, id="thousands of digits"),
+        ],
     )
     def test_the_rest_is_refused(self, value: object) -> None:
         """Text with more than one form would miss the invalidation."""
@@ -190,7 +196,8 @@ class TestTemplates:
         assert compiled(product, None).constant == () == compiled(product, []).constant
 
     @pytest.mark.parametrize(
-        "template", ["{product_id.x}", "{product_id[0]}", "{product_id!r}", "{product_id:02d}", "{}", "{0}", "{ region }"]
+        "template",
+        ["{product_id.x}", "{product_id[0]}", "{product_id!r}", "{product_id:02d}", "{}", "{0}", "{ region }"],
     )
     def test_only_plain_names_are_accepted(self, template: str) -> None:
         """Formats and attributes belong in a function."""
@@ -233,7 +240,7 @@ class TestTemplates:
         "annotation",
         [
             *(int, str, uuid.UUID, datetime.date, Colour, Weight, int | None, float | int, typing.Any, object),
-            *(typing.TypeVar("T"), "Product", typing.Literal[1], typing.Annotated[int, "x"], typing.Optional[float]),
+            *(typing.TypeVar("T"), "Product", typing.Literal[1], typing.Annotated[int, "x"], float | None),
         ],
     )
     def test_what_may_have_text_is_left_to_run_time(self, annotation: object) -> None:
@@ -265,7 +272,7 @@ class TestTemplates:
         """Where the names are known only by the request, a missing one is named then."""
         tags = compiled(product, ["{shop}"], extra_names=True)
         assert tags({"shop": 1}) == ("1",)
-        with pytest.raises(TagTemplateError, match="'shop'.*mean 'shops'"):
+        with pytest.raises(TagTemplateError, match=r"'shop'.*mean 'shops'"):
             tags({"shops": 1})
 
 
@@ -285,7 +292,7 @@ class TestFunctions:
 
     def test_a_parameter_that_is_not_there_is_named(self) -> None:
         """It is seen at decoration."""
-        with pytest.raises(TagTemplateError, match="'produkt_id'.*mean 'product_id'"):
+        with pytest.raises(TagTemplateError, match=r"'produkt_id'.*mean 'product_id'"):
             compiled(product, lambda produkt_id: [])
 
     def test_an_async_function_is_refused(self) -> None:

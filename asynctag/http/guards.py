@@ -166,7 +166,7 @@ def _aliases(alias: object, info: object, name: object, *, config: Mapping[str, 
         choices = getattr(validation, "choices", None)
         if choices is None or not all(isinstance(choice, str) for choice in choices):
             raise _UnreadableError(f"the alias of {name}")
-        names = [*names, *choices] if alias == name else list(choices)
+        names = [alias, *choices]  # releases differ in whether the alias still counts
     if config.get("validate_by_name") or config.get("populate_by_name") or config.get("validate_by_alias") is False:
         names.append(name)
     for each in names:

@@ -28,6 +28,7 @@ _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _UNSAFE = re.compile(rb"[\r\n\0]")
 _ETAG = re.compile(rb'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _ETAG_MEMBER = re.compile(rb'[ \t,]*(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|\Z)')
+_ASCTIME = re.compile(r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ 0-9][0-9] [0-9]{2}:[0-9]{2}:[0-9]{2} [0-9]{4}")
 _SF_TOKEN = re.compile(r"[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*")
 _SF_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if code != 0x25)
 _SF_INTEGER_MAX = 10**15 - 1
@@ -211,7 +212,7 @@ def etag_matches(if_none_match: bytes, etag: bytes) -> bool:
 def http_date(value: bytes) -> float | None:
     """An HTTP date in any of its three forms (RFC 9110 §5.6.7), or `None`."""
     text = value.strip(_OWS).decode("latin-1")
-    if len(text) > 40 or not (text.endswith("GMT") or text[-4:].isdecimal()):
+    if len(text) > 40 or not (text.endswith("GMT") or _ASCTIME.fullmatch(text)):
         return None
     try:
         date = parsedate_to_datetime(text)

@@ -85,7 +85,7 @@ def test_huge_times_are_capped_rfc9111_1_2_2(value: bytes) -> None:
 
 def test_a_quoted_directive_is_no_directive() -> None:
     assert parse_cache_control([b'x="no-store, max-age=1"']) == CacheControl()
-    assert parse_cache_control([rb'x="a\", no-store", public']) == CacheControl(public=True)
+    assert parse_cache_control([rb'x="a\", no-store, ", public']) == CacheControl(public=True)
 
 
 def test_no_directive_hides_behind_a_quote_that_is_never_closed() -> None:
@@ -147,6 +147,8 @@ def test_age_is_its_first_member_rfc9111_5_1() -> None:
         (b'w/"a"', b'"a"', False),
         (b'"a" "b"', b'"a"', False),
         (b'"b"; "a"', b'"a"', False),
+        (b'"a", junk', b'"a"', False),
+        (b'"a", ,', b'"a"', True),
         (b'"a', b'"a"', False),
         (b'""', b'""', True),
         (b"", b'"a"', False),
@@ -185,7 +187,17 @@ def test_the_three_forms_of_a_date_are_read_rfc9110_5_6_7(text: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"0", b"-1", b"soon", b"Sun, 99 Nov 1994 08:49:37 GMT", b"Sun, 06 Nov 1994 08:49:37 +0200", b"GMT"]
+    "text",
+    [
+        b"",
+        b"0",
+        b"-1",
+        b"soon",
+        b"Sun, 99 Nov 1994 08:49:37 GMT",
+        b"Sun, 06 Nov 1994 08:49:37 +0200",
+        b"6 Nov 1994 08:49:37 +0200",
+        b"GMT",
+    ],
 )
 def test_what_is_no_http_date_is_none(text: bytes) -> None:
     assert http_date(text) is None

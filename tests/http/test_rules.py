@@ -448,6 +448,9 @@ def test_an_absent_header_differs_from_an_empty_one_and_lines_are_kept_apart() -
         key([(b"a", b"x, y")], dims),
         key([(b"a", b"x"), (b"a", b"y")], dims),
         key([(b"a", b"y"), (b"a", b"x")], dims),
+        key([(b"a", b"xy"), (b"a", b"z")], dims),
+        key([(b"a", b"x"), (b"a", b"yz")], dims),
+        key([(b"a", b"1:x1:y")], dims),
     ]
     assert len(set(found)) == len(found)
     assert key([(b"a", b" x\t"), (b"b", b"1")], dims) == key([(b"a", b"x"), (b"b", b"2")], dims)

@@ -1,0 +1,267 @@
+"""The middleware: hits before routing, and everything else through an `Exchange`."""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from starlette.requests import HTTPConnection
+
+from asynctag.backends.base import Entry
+from asynctag.cache import Cache
+from asynctag.errors import ConfigurationError
+from asynctag.fill import load
+from asynctag.flight import Fate, Flight
+from asynctag.http.exchange import (
+    DIMENSIONS,
+    Address,
+    AsgiScope,
+    Exchange,
+    Message,
+    Receive,
+    Send,
+    current_exchange,
+)
+from asynctag.http.guards import why_not_public
+from asynctag.http.headers import cache_status, is_field_name
+from asynctag.http.request import RequestCache
+from asynctag.http.routes import policy_of, routes_of
+from asynctag.http.rules import Dimensions, Policy, RequestFacts, Store, read_request, why_bypass
+from asynctag.http.stored import RESPONSES, StoredResponse
+from asynctag.names import user_tags
+
+logger = logging.getLogger("asynctag")
+
+#: Where the request's `RequestCache` stands in the ASGI scope.
+SCOPE_KEY = "asynctag"
+
+AsgiApp = Callable[[AsgiScope, Receive, Send], Any]
+
+
+class CacheMiddleware:
+    """ASGI middleware that caches whole responses by the tags gathered while they were rendered.
+
+    `store` says which responses are stored that no route has given a policy: `"declared"`, those
+    that say `public` or `s-maxage`; `"rfc9111"`, all that RFC 9111 lets a shared cache store.
+    `policy`, a function of the request (Starlette's `HTTPConnection`), gives one to routes of any
+    framework; its responses are served before routing, so it has to be `public`. Responses above
+    `max_body` bytes are passed on, not stored. `expose_tags` names a header in which the tags of a
+    response go out, for debugging. `name` is what the cache calls itself in `Cache-Status`.
+
+    Add it first, so that it is innermost: inside authentication, sessions and compression. At the
+    lifespan's start it opens the cache, at its end it closes it.
+    """
+
+    def __init__(
+        self,
+        app: AsgiApp,
+        *,
+        cache: Cache,
+        policy: Callable[[HTTPConnection], Policy | None] | None = None,
+        store: Store = "declared",
+        max_body: int = 1024 * 1024,
+        expose_tags: str | None = None,
+        name: str = "asynctag",
+    ) -> None:
+        if not isinstance(cache, Cache):
+            raise ConfigurationError(f"CacheMiddleware(cache={cache!r}): give a Cache")
+        if store not in ("declared", "rfc9111"):
+            raise ConfigurationError(f'CacheMiddleware(store={store!r}): give "declared" or "rfc9111"')
+        if isinstance(max_body, bool) or not isinstance(max_body, int) or max_body < 0:
+            raise ConfigurationError(f"CacheMiddleware(max_body={max_body!r}): give a number of bytes")
+        if expose_tags is not None and not is_field_name(expose_tags.encode()):
+            raise ConfigurationError(f"CacheMiddleware(expose_tags={expose_tags!r}): give the name of a header")
+        self.app = app
+        self.cache = cache
+        self.store: Store = store
+        self.max_body = max_body
+        self.name = name
+        self._policy = policy
+        self._exposed_as = expose_tags.lower().encode() if expose_tags is not None else None
+        self._public: dict[int, tuple[object, Policy]] = {}  # routes that were found to stand behind no guard
+
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif kind == "http" and scope["method"] in ("GET", "HEAD"):
+            facts = read_request(scope["method"], scope["headers"])
+            address = Address(scope)
+            messages = self._hit(facts, address)
+            if messages is not None:
+                for message in messages:
+                    await send(message)
+            else:
+                await self._forward(scope, receive, send, facts, address)
+        else:
+            scope[SCOPE_KEY] = RequestCache(self.cache, None)
+            token = current_exchange.set(False)
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                current_exchange.reset(token)
+
+    def _hit(self, facts: RequestFacts, address: Address) -> tuple[Message, Message] | None:
+        """A hit that can be told at once, without waiting."""
+        peek, namespace = self.cache._peek, self.cache.namespace
+        record = peek(address.record_key(namespace))
+        if record is None or facts.cache_control is not None:
+            return None
+        dims = load(record, DIMENSIONS)
+        if not isinstance(dims, Dimensions) or not _answers(dims, facts):
+            return None
+        entry = peek(address.response_key(namespace, dims))
+        if entry is None:
+            return None
+        response = load(entry, RESPONSES)
+        if not isinstance(response, StoredResponse) or not response.public:
+            return None
+        return self.answer(response, entry, facts, stale=False)
+
+    async def _forward(
+        self, scope: AsgiScope, receive: Receive, send: Send, facts: RequestFacts, address: Address
+    ) -> None:
+        exchange = await self._exchange(scope, receive, send, facts, address)
+        dims = exchange.dims
+        if self._policy is not None:
+            policy = self._policy(HTTPConnection(scope))
+            if policy is not None:
+                exchange.declare(policy if policy.public else _not_public(policy))
+                stored = await exchange.enter()
+                if stored is not None:
+                    await self._answer(exchange.hit(stored), send)
+                    return
+        elif dims is not None and _answers(dims, facts):
+            stored = await exchange.find(dims)
+            if stored is not None and stored.response.public:
+                await self._answer(exchange.hit(stored), send)
+                return
+        await exchange.run()
+
+    async def _exchange(
+        self,
+        scope: AsgiScope,
+        receive: Receive,
+        send: Send,
+        facts: RequestFacts,
+        address: Address,
+        *,
+        renewing: bool = False,
+    ) -> Exchange:
+        filler = self.cache._filling() if not self.cache._disabled else None
+        reading = await filler.read(address.record_key(self.cache.namespace)) if filler is not None else None
+        exchange = Exchange(self, filler, scope, receive, send, facts, address, reading, renewing=renewing)
+        scope[SCOPE_KEY] = RequestCache(self.cache, exchange.scope)
+        return exchange
+
+    async def _answer(self, messages: Iterable[Message], send: Send) -> None:
+        for message in messages:
+            await send(message)
+
+    def answer(
+        self, response: StoredResponse, entry: Entry, facts: RequestFacts, *, stale: bool
+    ) -> tuple[Message, Message]:
+        """The messages with which a stored response answers a request."""
+        ttl = entry.fresh_until - self.cache._filling().backend.clock()
+        status = cache_status(hit=True, ttl=min(ttl, -1.0) if stale else ttl, name=self.name)
+        return response.answer(facts, time.time(), status, self.exposed(entry.tags))
+
+    def exposed(self, names: Iterable[str]) -> list[tuple[bytes, bytes]]:
+        """The tags of a response as a header, where that was asked for."""
+        if self._exposed_as is None:
+            return []
+        tags = sorted(user_tags(tuple(names), self.cache.namespace))
+        text = ", ".join(tags).encode("ascii", "backslashreplace")
+        return [(self._exposed_as, bytes(byte if 0x20 <= byte < 0x7F else 0x3F for byte in text))]
+
+    async def renew(self, asgi: AsgiScope, flight: Flight, key: str) -> None:
+        """Ask the application anew, in the background: the request as it came, and no client behind it."""
+        scope = {name: value for name, value in asgi.items() if name not in ("asynctag", "state", "fastapi")}
+        facts, address = read_request(scope["method"], scope["headers"]), Address(scope)
+        landed = False
+        try:
+            exchange = await self._exchange(scope, _nobody_sends, _nobody_reads, facts, address, renewing=True)
+            exchange.lead(flight, key)
+            landed = True
+            if self._policy is not None and (policy := self._policy(HTTPConnection(scope))) is not None:
+                exchange.declare(policy)
+            await exchange.run()
+        except Exception:
+            logger.warning("the renewal of %s failed", address.path, exc_info=True)
+        finally:
+            if not landed:
+                self.cache._filling().flights.land(flight, Fate.CANCELLED)
+
+    def check_public(self, route: object | None, policy: Policy) -> None:
+        """Raise where hits before routing would pass by a guard of `route`."""
+        if route is None:
+            return
+        known = self._public.get(id(route))
+        if known is not None and known == (route, policy):
+            return
+        why = why_not_public(route, vary=policy.vary, cookies=policy.cookies)
+        if why is not None:
+            raise ConfigurationError(
+                f"public=True on {getattr(route, 'path', route)!r}: its hits are served before routing, past {why}. "
+                f"Leave public=True out: hits are then served after the dependencies have run"
+            )
+        self._public[id(route)] = (route, policy)
+
+    async def _lifespan(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Open the cache before the application starts, close it when it has shut down."""
+        opened = False
+
+        async def receive_after_opening() -> Message:
+            nonlocal opened
+            message = await receive()
+            if message["type"] == "lifespan.startup" and not opened:
+                self._check_routes(scope.get("app"))
+                await self.cache.__aenter__()
+                opened = True
+            return message
+
+        async def send_after_closing(message: Message) -> None:
+            nonlocal opened
+            if opened and message["type"] in (
+                "lifespan.shutdown.complete",
+                "lifespan.shutdown.failed",
+                "lifespan.startup.failed",
+            ):
+                opened = False
+                await self.cache.__aexit__(None, None, None)
+            await send(message)
+
+        try:
+            await self.app(scope, receive_after_opening, send_after_closing)
+        finally:
+            if opened:
+                await self.cache.__aexit__(None, None, None)
+
+    def _check_routes(self, app: object) -> None:
+        """Refuse at the start what would be refused at the first request."""
+        for route in routes_of(app):
+            policy = policy_of(getattr(route, "endpoint", None))
+            if policy is not None and policy.public:
+                self.check_public(route, policy)
+
+
+def _answers(dims: Dimensions, facts: RequestFacts) -> bool:
+    """Whether requests for this URL may be answered before routing, and this one is such."""
+    if not dims.public or (facts.method == "HEAD" and not dims.head):
+        return False
+    return why_bypass(facts, vary=dims.vary, cookies=dims.cookies) is None
+
+
+def _not_public(policy: Policy) -> Policy:
+    raise ConfigurationError(
+        f"the middleware's policy function returned {policy!r}: what it decides is served before routing, so it has to "
+        f"say public=True; for hits after the dependencies, use cache_response on the route"
+    )
+
+
+async def _nobody_sends() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _nobody_reads(message: Message) -> None:
+    return None

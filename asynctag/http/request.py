@@ -1,0 +1,72 @@
+"""The cache as one request sees it."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
+
+from starlette.requests import HTTPConnection
+
+from asynctag.cache import Cache, Hit, Miss
+from asynctag.codec import NOT_GIVEN
+from asynctag.errors import ConfigurationError
+from asynctag.expiry import Seconds
+from asynctag.names import tag_name
+from asynctag.scope import Scope, live_scope
+from asynctag.tags import check_tag
+
+T = TypeVar("T")
+
+
+class RequestCache:
+    """Tagged access to the cache, bound to a request: what is used and tagged counts for its response."""
+
+    __slots__ = ("_scope", "cache")
+
+    def __init__(self, cache: Cache, scope: Scope | None) -> None:
+        self.cache = cache
+        self._scope = scope
+
+    def _gathering(self) -> Scope | None:
+        return live_scope() or self._scope
+
+    def add_tags(self, *tags: str) -> None:
+        """Tag the response, or the cached computation that runs here, with the data it was built from."""
+        names = {tag_name(self.cache.namespace, check_tag(one)) for one in tags}
+        scope = self._gathering()
+        if scope is not None:
+            scope.gather(names, scope.backend)
+
+    def no_store(self) -> None:
+        """Keep the response, or the cached computation that runs here, out of the cache."""
+        scope = self._gathering()
+        if scope is not None:
+            scope.forbid_store()
+
+    async def invalidate(self, *tags: str, soft: bool = False) -> None:
+        """As `Cache.invalidate`."""
+        await self.cache.invalidate(*tags, soft=soft)
+
+    async def lookup(self, key: str, *, returns: Any = NOT_GIVEN) -> Hit | Miss:
+        """As `Cache.lookup`."""
+        return await self.cache.lookup(key, returns=returns)
+
+    async def get_or_set(
+        self,
+        key: str,
+        compute: Callable[[], Awaitable[T]],
+        *,
+        ttl: Seconds | None = None,
+        tags: Iterable[str] = (),
+        returns: Any = NOT_GIVEN,
+    ) -> T:
+        """As `Cache.get_or_set`."""
+        return await self.cache.get_or_set(key, compute, ttl=ttl, tags=tags, returns=returns)
+
+
+def cache_of(connection: HTTPConnection) -> RequestCache:
+    """The cache of this request or websocket. Raises `ConfigurationError` without the middleware."""
+    found = connection.scope.get("asynctag")
+    if not isinstance(found, RequestCache):
+        raise ConfigurationError(
+            "there is no CacheMiddleware around this application: app.add_middleware(CacheMiddleware, cache=cache)"
+        )
+    return found

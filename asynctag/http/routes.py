@@ -1,0 +1,203 @@
+"""What a route says of its responses: the decorator over its endpoint."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial, wraps
+from typing import Any, TypeVar
+
+import anyio.to_thread
+from starlette.responses import Response
+
+from asynctag.cached import resolve_annotations
+from asynctag.errors import ConfigurationError
+from asynctag.expiry import Seconds, fraction, seconds
+from asynctag.http.exchange import Exchange, Receive, Send, current_exchange
+from asynctag.http.rules import Policy
+from asynctag.names import tag_name
+from asynctag.tags import compile_tags
+
+F = TypeVar("F", bound=Callable[..., Any])
+TagsOf = Callable[[Mapping[str, object]], tuple[str, ...]]
+
+_MARK = "__asynctag_policy__"
+
+
+def cache_response(
+    ttl: Seconds | None = None,
+    *,
+    tags: Iterable[str] | Callable[..., Iterable[str]] | None = None,
+    public: bool = False,
+    vary: Collection[str] = (),
+    cookies: Collection[str] | None = None,
+    query: Collection[str] | None = None,
+    statuses: Collection[int] = (200,),
+    stale_while_revalidate: Seconds | None = None,
+    stale_if_error: Seconds | None = None,
+    jitter: float = 0.0,
+) -> Callable[[F], F]:
+    """Cache the whole responses of a route, by their tags. Goes under the route's own decorator.
+
+    Hits are served in place of the endpoint, after the route's dependencies have run: guards,
+    limits and all. With `public=True` they are served before routing, and nothing of the route
+    runs; that is refused where FastAPI knows of a guard among the dependencies, but one that reads
+    `Request` itself cannot be seen.
+
+    `ttl`: seconds or a `timedelta`; without one, the cache's `default_ttl` or what the response
+    itself says. `tags`: templates over the endpoint's validated arguments (in Starlette, over the
+    converted path parameters), or a function of them. `vary`, `cookies`, `query`: the names of the
+    request headers, cookies and query parameters that tell responses apart; by default no header,
+    every query parameter, and a request with `Authorization` or any cookie bypasses the cache
+    (`cookies=()` says that none matters). `statuses`: what may be stored.
+
+    Raises `ConfigurationError` for values that cannot be meant, at decoration, and where the route
+    is called without the middleware.
+    """
+    policy = make_policy(
+        ttl,
+        public=public,
+        vary=vary,
+        cookies=cookies,
+        query=query,
+        statuses=statuses,
+        stale_while_revalidate=stale_while_revalidate,
+        stale_if_error=stale_if_error,
+        jitter=jitter,
+    )
+
+    def decorate(endpoint: F) -> F:
+        _check_endpoint(endpoint)
+        tags_of = compile_tags(
+            tags,
+            inspect.signature(endpoint),
+            owner=getattr(endpoint, "__qualname__", repr(endpoint)),
+            annotations=resolve_annotations(endpoint),
+            extra_names=_takes_request_alone(endpoint),
+        )
+        wrapped: F = endpoint_with(endpoint, policy, tags_of)
+        return wrapped
+
+    return decorate
+
+
+def make_policy(
+    ttl: Seconds | None,
+    *,
+    public: bool,
+    vary: Collection[str],
+    cookies: Collection[str] | None,
+    query: Collection[str] | None,
+    statuses: Collection[int],
+    stale_while_revalidate: Seconds | None,
+    stale_if_error: Seconds | None,
+    jitter: float,
+) -> Policy:
+    def optional(value: Seconds | None, name: str) -> float | None:
+        return None if value is None else seconds(value, name)
+
+    for name, value in {"vary": vary, "cookies": cookies, "query": query}.items():
+        if isinstance(value, str):
+            raise ConfigurationError(f"{name}={value!r}: give a list of names, [{value!r}]")
+    return Policy(
+        ttl=None if ttl is None else seconds(ttl, "ttl", zero=False),
+        public=public,
+        vary=tuple(vary),
+        cookies=None if cookies is None else tuple(cookies),
+        query=None if query is None else tuple(query),
+        statuses=frozenset(statuses),
+        stale_while_revalidate=optional(stale_while_revalidate, "stale_while_revalidate"),
+        stale_if_error=optional(stale_if_error, "stale_if_error"),
+        jitter=fraction(jitter, "jitter"),
+    )
+
+
+def endpoint_with(endpoint: Callable[..., Any], policy: Policy, tags_of: TagsOf) -> Any:
+    """The endpoint, with its hits served in its place. Async, whatever the endpoint is: a hit needs no thread."""
+    is_async = inspect.iscoroutinefunction(endpoint)
+
+    @wraps(endpoint)
+    async def cached_endpoint(*args: Any, **kwargs: Any) -> Any:
+        exchange = current_exchange.get()
+        if exchange is None:
+            raise ConfigurationError(
+                f"{endpoint.__qualname__} is cached by cache_response, and there is no CacheMiddleware around the "
+                f"application: app.add_middleware(CacheMiddleware, cache=cache)"
+            )
+        if exchange:
+            reply = await reply_from(exchange, policy, tags_of, _values(endpoint, args, kwargs))
+            if reply is not None:
+                return reply
+        if is_async:
+            return await endpoint(*args, **kwargs)
+        return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs))
+
+    setattr(cached_endpoint, _MARK, policy)
+    return cached_endpoint
+
+
+async def reply_from(
+    exchange: Exchange, policy: Policy, tags_of: TagsOf, values: Mapping[str, object]
+) -> "StoredReply | None":
+    """Declare the route's policy and tags to the exchange; the hit, where there is one."""
+    namespace = exchange.cache.namespace
+    exchange.declare(policy, [tag_name(namespace, one) for one in tags_of(values)])
+    stored = await exchange.enter()
+    return None if stored is None else StoredReply(exchange.hit(stored))
+
+
+class StoredReply(Response):
+    """A stored response, as a framework passes it on: sent as it was stored."""
+
+    def __init__(self, messages: tuple[Any, Any]) -> None:
+        self._messages = messages
+        start, body = messages
+        self.status_code = start["status"]
+        self.raw_headers = start["headers"]
+        self.body = body["body"]
+        self.background = None
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        for message in self._messages:
+            await send(message)
+        if self.background is not None:
+            await self.background()
+
+
+def policy_of(endpoint: object) -> Policy | None:
+    """The policy that `cache_response` gave to an endpoint."""
+    found = getattr(endpoint, _MARK, None)
+    return found if isinstance(found, Policy) else None
+
+
+def routes_of(app: object) -> Iterator[object]:
+    """The routes of a Starlette or FastAPI application that can be found before the first request."""
+    for route in getattr(app, "routes", None) or ():
+        effective = getattr(route, "effective_candidates", None)
+        if callable(effective):  # a router that FastAPI includes without copying its routes
+            yield from effective()
+        else:
+            yield route
+
+
+def _values(endpoint: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, object]:
+    """The validated arguments, and for an endpoint that gets the request alone, the path parameters."""
+    if not args:
+        return kwargs
+    values = dict(zip(inspect.signature(endpoint).parameters, args, strict=False)) | kwargs
+    path_params = next((arg.path_params for arg in reversed(args) if hasattr(arg, "path_params")), None)
+    return {**path_params, **values} if path_params else values
+
+
+def _takes_request_alone(endpoint: Callable[..., Any]) -> bool:
+    parameters = [name for name in inspect.signature(endpoint).parameters if name not in ("self", "cls")]
+    return parameters == ["request"]
+
+
+def _check_endpoint(endpoint: object) -> None:
+    if policy_of(endpoint) is not None:
+        raise ConfigurationError(f"{endpoint!r} has a cache_response already")
+    if not callable(endpoint) or inspect.isclass(endpoint):
+        raise ConfigurationError(f"cache_response goes over an endpoint function, not over {endpoint!r}")
+    if inspect.isasyncgenfunction(endpoint) or inspect.isgeneratorfunction(endpoint):
+        raise ConfigurationError(
+            f"{endpoint.__qualname__} is a generator: return a StreamingResponse over it instead, which is stored as a whole"
+        )

@@ -1,0 +1,95 @@
+"""A response as it is kept, and how it is answered from."""
+
+from typing import Any
+
+import msgspec
+
+from asynctag.codec import Codec, Kept
+from asynctag.errors import CorruptEntryError
+from asynctag.http.headers import http_date
+from asynctag.http.rules import Headers, RequestFacts, not_modified, not_modified_headers, stored_headers
+
+Message = dict[str, Any]
+
+#: What an object of a stored response takes beyond its bytes: itself, its headers' tuples and objects.
+_OVERHEAD, _PER_HEADER = 200, 150
+
+
+class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A whole response. `born` is when it was (seconds since the epoch, less the `Age` that it came with)."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    born: float
+    public: bool  # its hits may be served before routing
+    etag: bytes | None
+    last_modified: bytes | None
+
+    def answer(
+        self, request: RequestFacts, now: float, cache_status: bytes | None, extra: Headers = ()
+    ) -> tuple[Message, Message]:
+        """The messages that answer `request` at `now` (seconds since the epoch): 304 where the client has it already."""
+        age = b"%d" % max(0.0, now - self.born)
+        if (request.if_none_match or request.if_modified_since) and not_modified(
+            request, self.etag, self.last_modified
+        ):
+            headers = [*not_modified_headers(self.headers), (b"age", age), *extra]
+            status, body = 304, b""
+        else:
+            headers = [*self.headers, (b"content-length", b"%d" % len(self.body)), (b"age", age), *extra]
+            status, body = self.status, self.body if request.method != "HEAD" else b""
+        if cache_status is not None:
+            headers.append((b"cache-status", cache_status))
+        return (
+            {"type": "http.response.start", "status": status, "headers": headers},
+            {"type": "http.response.body", "body": body, "more_body": False},
+        )
+
+
+def make_stored(
+    status: int, headers: Headers, body: bytes, *, now: float, age: float, public: bool
+) -> StoredResponse:
+    """`headers` as they are sent, those of one connection or one answer among them."""
+    kept = stored_headers(headers)
+    fields = dict(kept)
+    modified = fields.get(b"last-modified")
+    return StoredResponse(
+        status=status,
+        headers=kept,
+        body=body,
+        born=now - age,
+        public=public,
+        etag=fields.get(b"etag"),
+        last_modified=modified if modified is not None and http_date(modified) is not None else None,
+    )
+
+
+def field(headers: Headers, name: bytes) -> bytes | None:
+    """The first value of a header, if it is there."""
+    return next((value for found, value in headers if found.lower() == name), None)
+
+
+class _ResponseCodec(Codec):
+    """Stored responses are of one type, made here and immutable: they need no proof, and are kept as they are."""
+
+    def __init__(self) -> None:
+        self.annotation = StoredResponse
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(StoredResponse)
+
+    def encode(self, value: Any) -> bytes:
+        return self._encoder.encode(value)
+
+    def decode(self, data: bytes) -> Any:
+        try:
+            return self._decoder.decode(data)
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            raise CorruptEntryError(f"not a stored response: {error}") from error
+
+    def keep(self, value: Any) -> Kept:
+        size = _OVERHEAD + len(value.body) + sum(_PER_HEADER + len(n) + len(v) for n, v in value.headers)
+        return Kept(value, None, size)
+
+
+RESPONSES = _ResponseCodec()

@@ -1,0 +1,1 @@
+"""One file for each framework or tool that asynctag meets."""

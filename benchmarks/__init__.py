@@ -1,0 +1,1 @@
+"""Measurements of asynctag beside other libraries: `python -m benchmarks`, which `make bench` calls."""

@@ -1,0 +1,1 @@
+"""ASGI applications that all answer `/products/635` with the same body of 1 KB."""

@@ -1,0 +1,111 @@
+"""A value that is equal for two states of a program which continue alike.
+
+It is built from the whole state that the code can still see: the stored data, and the local
+variables of every suspended call. Objects that can change are told apart by the order in which they
+are met, epochs (random numbers) too. What is not known by type is refused rather than left out.
+"""
+
+import types
+from collections.abc import Hashable, Mapping
+from enum import Enum
+from functools import partial
+from typing import Any
+
+from asynctag.backends.base import Entry, Reading, Stamp
+from asynctag.fill import Job
+from asynctag.flight import Flight, Flights
+from asynctag.scope import Scope
+
+_PLAIN = (type(None), bool, int, float, str, bytes)
+_CODE = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.CoroutineType, partial, type)
+#: What says nothing about how things will go on, or is looked at elsewhere.
+_OPAQUE = frozenset(
+    {
+        "Backend",
+        "Cache",
+        "Codec",
+        "ContextVar",
+        "Event",
+        "EventLoopToken",
+        "Execution",
+        "Expiry",
+        "Filler",
+        "Flights",
+        "Process",
+        "SteppedBackend",
+        "SteppedFlights",
+        "Token",
+        "World",
+        "_Missing",
+    }
+)
+_SCOPE = ("name", "namespace", "parent", "renewing", "stale_stamp", "fresh_until", "expires", "no_store", "closed")
+_FLIGHT = ("key", "number", "fate", "entry", "stale", "error", "following", "on")
+_ENTRY = ("key", "body", "stamp", "renew_from", "fresh_until", "stale_until", "expires")
+
+
+class Canon:
+    """One state on its way to a fingerprint."""
+
+    def __init__(self) -> None:
+        self._met: dict[int, int] = {}
+        self._epochs: dict[int, int] = {}
+
+    def of(self, thing: Any) -> Hashable:
+        kind = type(thing)
+        if kind in _PLAIN:
+            return thing
+        if kind is Stamp:
+            return "stamp", self._epochs.setdefault(thing.epoch, len(self._epochs)), thing.seq
+        if isinstance(thing, Enum):
+            return str(thing)
+        if kind is Job:
+            return "job", thing.key
+        if isinstance(thing, tuple):
+            return kind.__name__, *map(self.of, thing)
+        if isinstance(thing, set | frozenset):
+            return "set", *sorted(thing)
+        if isinstance(thing, Entry):
+            return "entry", *sorted(thing.tags), *(self.of(getattr(thing, name)) for name in _ENTRY)
+        if kind is Reading:
+            return "reading", self.of(thing.stamp), self.of(thing.entry), thing.stale, self.of(thing.miss)
+        if isinstance(thing, BaseException):
+            return kind.__name__, str(thing)
+        if isinstance(thing, _CODE):
+            return kind.__name__
+        if any(base.__name__ in _OPAQUE or base.__module__ == "asynctag.codec" for base in kind.__mro__):
+            return kind.__name__
+        return self._of_changing(thing)
+
+    def _of_changing(self, thing: Any) -> Hashable:
+        number = self._met.get(id(thing))
+        if number is not None:
+            return "met", number
+        self._met[id(thing)] = len(self._met)
+        if isinstance(thing, Mapping):
+            return "map", *((self.of(key), self.of(value)) for key, value in thing.items())
+        if isinstance(thing, list):
+            return "list", *map(self.of, thing)
+        if isinstance(thing, Flight):
+            # The tags of an open flight are its scope's, or will be: those of a landed one may still be handed up.
+            return "flight", *(self.of(getattr(thing, name)) for name in _FLIGHT), *sorted(thing.tags)
+        if isinstance(thing, Scope):
+            values = (self.of(getattr(thing, name)) for name in _SCOPE)
+            return "scope", *sorted(thing.tags), *values, *map(self.of, thing.flights)
+        raise TypeError(f"the fingerprint does not know {type(thing).__qualname__}: {thing!r}")
+
+    def of_flights(self, flights: Flights) -> Hashable:
+        landings = {slot: count for slot, count in enumerate(flights._landings) if count}
+        return self.of(flights._open), tuple(sorted(landings.items())), self.of(flights._side_by_side), flights.begun
+
+    def of_calls(self, coroutine: Any) -> Hashable:
+        """The suspended calls of the library and of the test, from the outermost: where, and with which variables."""
+        calls = []
+        while coroutine is not None:
+            frame = getattr(coroutine, "cr_frame", None)
+            if frame is None or not frame.f_globals["__name__"].startswith(("asynctag", "tests")):
+                break
+            variables = ((name, self.of(value)) for name, value in sorted(frame.f_locals.items()))
+            calls.append((frame.f_code.co_qualname, frame.f_lasti, *variables))
+            coroutine = coroutine.cr_await
+        return tuple(calls)

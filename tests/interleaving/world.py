@@ -1,0 +1,358 @@
+"""Caches over a database of versioned rows, with a scheduling point wherever others may come between.
+
+The oracle: a row has a version, a writer makes a new one and invalidates, and once the invalidation
+has returned the version is *acknowledged*. A read notes what is acknowledged when it starts, and
+nothing that it returns may be older.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from asynctag import Cache
+from asynctag import fill as fill_module
+from asynctag.backends.base import Backend, Entry, Reading, Written
+from asynctag.backends.memory import MemoryBackend
+from asynctag.flight import Fate, Flight, Flights
+from asynctag.names import describe
+from asynctag.scope import current_scope
+from tests.interleaving.fingerprint import Canon
+from tests.interleaving.scheduler import Execution, Runtime, Status, current_process
+
+
+class Failed(Exception):
+    """A computation that failed. It says which versions it had read."""
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class SteppedBackend(Backend):
+    """A backend as if at the end of a wire: others may come before a command runs, and before its answer arrives."""
+
+    def __init__(self, inner: Backend, execution: Execution, *, remote: bool) -> None:
+        self.inner = inner
+        self.clock = inner.clock
+        self.in_process = inner.in_process  # type: ignore[misc]
+        self._execution = execution
+        self._remote = remote
+
+    def peek(self, key: str) -> Entry | None:
+        return None if self._remote else self.inner.peek(key)
+
+    async def _answer(self, about: str) -> None:
+        if self._remote:
+            await self._execution.point(f"gets the answer {about}")
+
+    def _say(self, reading: Reading) -> str:
+        if reading.entry is not None:
+            return f"{'a stale ' if reading.stale else ''}hit: {reading.entry.load()} of {reading.entry.stamp.seq}"
+        miss = reading.miss
+        return f"miss ({miss.cause.value if miss else '?'}), as of {reading.stamp.seq}"
+
+    async def read(self, key: str) -> Reading:
+        what = describe(key)
+        await self._execution.point(f"looks up {what}")
+        reading = await self.inner.read(key)
+        self._execution.note(self._say(reading))
+        await self._answer(f"about {what}")
+        return reading
+
+    async def read_many(self, keys: Sequence[str]) -> list[Reading]:
+        what = ", ".join(describe(key) for key in keys)
+        await self._execution.point(f"looks up {what}")
+        readings = await self.inner.read_many(keys)
+        for reading in readings:
+            self._execution.note(self._say(reading))
+        await self._answer(f"about {what}")
+        return readings
+
+    async def write(self, entry: Entry) -> Written:
+        what = describe(entry.key)
+        await self._execution.point(f"stores {what}")
+        written = await self.inner.write(entry)
+        outcome = "accepted" if written.accepted else f"refused ({written.miss.cause.value if written.miss else '?'})"
+        self._execution.note(f"{entry.load()} of {entry.stamp.seq} {outcome}{', stale' * written.stale}")
+        await self._answer(f"about storing {what}")
+        return written
+
+    async def write_many(self, entries: Sequence[Entry]) -> list[Written]:
+        await self._execution.point("stores " + ", ".join(describe(entry.key) for entry in entries))
+        written = await self.inner.write_many(entries)
+        await self._answer("about storing")
+        return written
+
+    async def invalidate(self, tags: Iterable[str], *, soft: bool = False) -> None:
+        names = list(tags)
+        how = "invalidates softly" if soft else "invalidates"
+        await self._execution.point(f"{how} {', '.join(describe(name) for name in names)}")
+        await self.inner.invalidate(names, soft=soft)
+
+    async def delete(self, key: str) -> bool:
+        await self._execution.point(f"deletes {describe(key)}")
+        return await self.inner.delete(key)
+
+    async def inspect(self, key: str) -> Reading:
+        return await self.inner.inspect(key)
+
+    async def agree(self, max_ttl: float) -> None:
+        await self.inner.agree(max_ttl)
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+class SteppedFlights(Flights):
+    """Flights whose waiting callers the scheduler knows of; between a landing and a caller's waking others may come."""
+
+    def __init__(self, world: "World") -> None:
+        super().__init__()
+        self._world = world
+
+    async def wait(self, flight: Flight, inside: tuple[Flight, ...]) -> bool:
+        execution, process = self._world.execution, current_process()
+        execution.note(f"waits for flight {flight.number}")
+        process.waits_for, process.status = flight, Status.WAITING
+        try:
+            landed = await super().wait(flight, inside)
+        finally:
+            process.waits_for, process.status = None, Status.RUNNING
+        if landed:
+            await execution.point(f"wakes: flight {flight.number} has landed")
+            if flight.fate is not Fate.CANCELLED:
+                self._world.waited_for(flight)
+        return landed
+
+    def land(self, flight: Flight, fate: Fate, **about: Any) -> None:
+        first = flight.fate is None
+        super().land(flight, fate, **about)
+        if first and flight.fate is not None:
+            self._world.execution.note(f"flight {flight.number} lands: {fate.name.lower()}")
+            for process in self._world.execution.processes:
+                if process.waits_for is flight and process.status is Status.WAITING:
+                    process.status = Status.RUNNING
+
+
+#: Makes the backends of one execution: one for each client that shares the data.
+Backends = Callable[[Clock], AbstractAsyncContextManager[list[Backend]]]
+
+
+@asynccontextmanager
+async def in_memory(clock: Clock) -> AsyncIterator[list[Backend]]:
+    yield [MemoryBackend(clock=clock)]
+
+
+class World:
+    """What the processes of a scenario share."""
+
+    def __init__(self, name: str, execution: Execution, inner: list[Backend], clock: Clock, *, remote: bool) -> None:
+        self.name = name
+        self.execution = execution
+        self.clock = clock
+        self.rows = {"x": 0, "y": 0}
+        self.acknowledged = {"x": 0, "y": 0}
+        #: As `acknowledged`, by soft invalidations: what is served as *fresh* may not be older.
+        self.softly = {"x": 0, "y": 0}
+        self.notes: dict[str, Any] = {}
+        self.backends = [SteppedBackend(one, execution, remote=remote) for one in inner]
+        self.flights = [SteppedFlights(self) for _ in inner]
+        for backend, flights in zip(self.backends, self.flights, strict=True):
+            fill_module._flights[backend] = flights
+        self.caches: list[Cache] = []
+        self._before: list[Callable[[], Awaitable[object]]] = []
+        self._after: list[Callable[[], Awaitable[object]]] = []
+        self._waited: dict[str, list[str]] = {}
+        self._exits = AsyncExitStack()
+        self._opens = False
+        self._lose: Callable[[], Awaitable[None]] = getattr(inner[0], "wipe", _cannot_be_lost)
+        execution.at_end_of_process = _scope_left
+
+    # --- for the scenario -------------------------------------------------------------------------
+
+    def cache(self, client: int = 0, **options: Any) -> Cache:
+        """A cache of one of the clients (there may be fewer than asked for)."""
+        cache = Cache(self.backends[client % len(self.backends)], **{"default_ttl": 100, **options})
+        self.caches.append(cache)
+        return cache
+
+    def open_caches(self) -> None:
+        """Renewals run in the background, as processes of their own."""
+        self._opens = True
+
+    def before(self, work: Callable[[], Awaitable[object]]) -> None:
+        self._before.append(work)
+
+    def after(self, work: Callable[[], Awaitable[object]]) -> None:
+        self._after.append(work)
+
+    def process(self, name: str, work: Callable[[], Any], *, cancellable: bool = False) -> None:
+        self.execution.add(name, work, cancellable=cancellable)
+
+    async def point(self, at: str) -> None:
+        await self.execution.point(at)
+
+    def caller(self) -> str:
+        return current_process().name
+
+    async def lose_journal(self) -> None:
+        """All that the backend holds is gone, as after a restart."""
+        await self._lose()
+
+    async def row(self, name: str) -> str:
+        """The row as it is now; others may come before."""
+        await self.execution.point(f"reads row {name}")
+        return self.row_now(name)
+
+    def row_now(self, name: str) -> str:
+        self.execution.note(f"{name}@{self.rows[name]}")
+        return f"{name}@{self.rows[name]}"
+
+    async def commit(self, row: str, invalidate: Callable[[], Awaitable[object]], *, soft: bool = False) -> None:
+        """A new version of the row, then the invalidation that makes it known."""
+        self.rows[row] += 1
+        version = self.rows[row]
+        self.execution.note(f"{row}@{version} is in the database")
+        await invalidate()
+        promised = self.softly if soft else self.acknowledged
+        promised[row] = max(promised[row], version)
+        self.execution.note(f"{row}@{version} is acknowledged")
+
+    async def ask(self, call: Callable[[], Awaitable[object]], *, fresh: bool = False) -> None:
+        """Read, and hold what comes back, values or errors, against what was acknowledged at the start."""
+        need = dict(self.acknowledged)
+        if fresh:
+            need = {row: max(version, self.softly[row]) for row, version in need.items()}
+        self._waited[current_process().name] = []
+        try:
+            value = await call()
+        except Failed as error:
+            value = str(error)
+        self.execution.note(f"has {value!r}")
+        for part in str(value).split():
+            row, at, version = part.partition("@")
+            if at and int(version) < need[row]:
+                self.execution.problem(f"got {part}, though {row}@{need[row]} was acknowledged before it asked")
+
+    def waited_for(self, flight: Flight) -> None:
+        """Nobody waits for more than two computations of a key. (Of one that was cancelled, nothing is to be had.)"""
+        waited = self._waited.setdefault(current_process().name, [])
+        waited.append(flight.key)
+        if waited.count(flight.key) > 2:
+            self.execution.problem(f"waited for {waited.count(flight.key)} computations of {describe(flight.key)}")
+
+    # --- for the exploration ------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        for cache in self.caches:
+            if self._opens:
+                self._see_background(cache)
+                await self._exits.enter_async_context(cache)
+        for number, work in enumerate(self._before, 1):
+            await self.execution.run_alone(f"before {number}", _as_coroutine(work))
+
+    def _see_background(self, cache: Cache) -> None:
+        background: Any = cache._background
+        start = background.start
+
+        def started(work: Callable[..., Any], *args: object) -> bool:
+            process, body = self.execution.adopt("renewal", lambda: work(*args))
+            if start(body):
+                return True
+            self.execution.processes.remove(process)
+            return False
+
+        background.start = started
+
+    async def end(self, *, finished: bool) -> None:
+        try:
+            if finished:
+                self._no_open_flight("is left open at the end")
+                for number, work in enumerate(self._after, 1):
+                    await self.execution.run_alone(f"after {number}", _as_coroutine(work))
+        finally:
+            problems = list(self.execution.problems)
+            await self.execution.drain()
+            await self._exits.aclose()
+            if not problems:
+                self._no_open_flight("is left open after all were cancelled")
+            else:
+                self.execution.problems[:] = problems
+
+    def _no_open_flight(self, how: str) -> None:
+        for flights in self.flights:
+            for key in flights._open:
+                self.execution.problem(f"the flight of {describe(key)} {how}")
+
+    def fingerprint(self) -> Hashable | None:
+        canon = Canon()
+        stored = []
+        for backend in self.backends:
+            if not isinstance(backend.inner, MemoryBackend):
+                return None
+            stored.append(_memory_state(backend.inner, canon))
+        shared = canon.of([self.rows, self.acknowledged, self.softly, self.notes, self.clock.now])
+        flights = tuple(map(canon.of_flights, self.flights))
+        processes = tuple(
+            (
+                p.name,
+                p.status.value,
+                p.at,
+                p.may_be_cancelled,
+                p.was_cancelled,
+                tuple(sorted(self._waited.get(p.name, ()))),
+                canon.of_calls(p.coroutine),
+            )
+            for p in self.execution.processes
+        )
+        return tuple(stored), shared, flights, processes
+
+
+def _memory_state(backend: MemoryBackend, canon: Canon) -> Hashable:
+    return (
+        canon.of(backend._stamp),
+        backend._floor,
+        tuple(sorted(backend._hard.items())),
+        tuple(sorted(backend._soft.items())),
+        tuple(
+            (canon.of(node), node.checked is backend._stamp, canon.of(node.checked))
+            for _, node in sorted(backend._entries.items())
+        ),
+    )
+
+
+async def _cannot_be_lost() -> None:
+    raise NotImplementedError("this backend has no wipe()")
+
+
+def _as_coroutine(work: Callable[[], Awaitable[object]]) -> Callable[[], Any]:
+    async def run() -> None:
+        await work()
+
+    return run
+
+
+def _scope_left() -> str | None:
+    scope = current_scope.get()
+    return None if scope is None else f"left the scope of {scope.name} in its context"
+
+
+Build = Callable[[World], None]
+
+
+def stage(name: str, build: Build, backends: Backends = in_memory, *, remote: bool = True) -> Callable[[Runtime], Any]:
+    """A scenario on some backends, to be explored."""
+
+    @asynccontextmanager
+    async def make(runtime: Runtime) -> AsyncIterator[World]:
+        clock = Clock()
+        async with backends(clock) as inner:
+            world = World(name, Execution(runtime), inner, clock, remote=remote)
+            build(world)
+            yield world
+
+    return make

@@ -1,7 +1,8 @@
 """Work that nobody waits for, in a task group of the opened cache."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -24,7 +25,7 @@ class Background:
     async def open(self) -> None:
         loop = current_token().native_token
         if loop in self._groups:
-            raise LifecycleError("this cache is open already in this event loop: open it once, where the program starts")
+            raise LifecycleError("this cache is open already in this event loop: open it once, as the program starts")
         context = copy_context()
         context.run(current_scope.set, None)
         self._groups[loop] = (await anyio.create_task_group().__aenter__(), context)
@@ -39,13 +40,13 @@ class Background:
         """Whether the cache is open in the event loop that runs here."""
         return bool(self._groups) and current_token().native_token in self._groups
 
-    def start(self, work: Callable[..., Awaitable[object]], *args: object) -> bool:
-        """Run `work(*args)`, which must not raise; False where the cache is not open here."""
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Run `work()`, which must not raise; False where the cache is not open here."""
         if not self._groups:
             return False
         opened = self._groups.get(current_token().native_token)
         if opened is None:
             return False
         group, context = opened
-        context.copy().run(group.start_soon, work, *args)
+        context.copy().run(lambda: group.start_soon(work))
         return True

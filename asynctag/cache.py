@@ -2,21 +2,22 @@
 
 import logging
 import os
+import threading
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, overload
+from typing import Any, ParamSpec, Self, TypeVar, Unpack, overload
 
 from asynctag.backends.base import Backend, Entry, Stamp
 from asynctag.background import Background
 from asynctag.cached import Cached, decorate
 from asynctag.codec import NOT_GIVEN, codec_for
 from asynctag.errors import ConfigurationError, InvalidTagError, LifecycleError
-from asynctag.expiry import Expiry, Seconds, fraction, seconds, strength
+from asynctag.expiry import Expiry, ExpiryOptions, Seconds, fraction, seconds, strength
 from asynctag.explain import Explanation, explanation
-from asynctag.fill import MISSING, Filler, Job, load
+from asynctag.fill import MISSING, Filler, Job, check_built, load
 from asynctag.keys import check_key
 from asynctag.names import ROOT, check_namespace, key_name, namespace_tag, tag_name, user_tags
 from asynctag.scope import Scope, live_scope
@@ -87,6 +88,7 @@ class Cache:
             inherit_ttl=bool(inherit_ttl),
         )
         self._require_backend = require_backend
+        self._lock = threading.Lock()
         self._background = Background()
         self._filler: Filler | None = None
         self._bound = False
@@ -138,7 +140,9 @@ class Cache:
                 raise LifecycleError("this cache has no backend yet: call cache.bind(backend) before it is used")
             from asynctag.backends.memory import MemoryBackend
 
-            self._use(Filler(MemoryBackend(), self._background, self.max_ttl))
+            with self._lock:  # two threads that come first must not make two backends
+                if self._filler is None:
+                    self._use(Filler(MemoryBackend(), self._background, self.max_ttl))
         assert self._filler is not None
         return self._filler
 
@@ -193,19 +197,16 @@ class Cache:
     @overload
     def cached(
         self,
+        function: None = None,
+        /,
         *,
-        ttl: Seconds | None = None,
         tags: Iterable[str] | Callable[..., Iterable[str]] | None = None,
         name: str | None = None,
         key: Callable[..., object] | None = None,
         exclude: Collection[str] = (),
         version: str | int | None = None,
         returns: Any = NOT_GIVEN,
-        stale_while_revalidate: Seconds | None = None,
-        stale_if_error: Seconds | None = None,
-        jitter: float | None = None,
-        early: float | None = None,
-        inherit_ttl: bool | None = None,
+        **expiry: Unpack[ExpiryOptions],
     ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Cached[P, R]]: ...
 
     def cached(
@@ -213,18 +214,13 @@ class Cache:
         function: Callable[..., Any] | None = None,
         /,
         *,
-        ttl: Seconds | None = None,
         tags: Iterable[str] | Callable[..., Iterable[str]] | None = None,
         name: str | None = None,
         key: Callable[..., object] | None = None,
         exclude: Collection[str] = (),
         version: str | int | None = None,
         returns: Any = NOT_GIVEN,
-        stale_while_revalidate: Seconds | None = None,
-        stale_if_error: Seconds | None = None,
-        jitter: float | None = None,
-        early: float | None = None,
-        inherit_ttl: bool | None = None,
+        **expiry: Unpack[ExpiryOptions],
     ) -> Any:
         """Cache what an async function returns, by its arguments.
 
@@ -237,18 +233,10 @@ class Cache:
 
         Raises `ConfigurationError` (or one below it) for whatever is wrong, as soon as it can be known.
         """
-        expiry = self._expiry(
-            ttl,
-            stale_while_revalidate=stale_while_revalidate,
-            stale_if_error=stale_if_error,
-            jitter=jitter,
-            early=early,
-            inherit_ttl=inherit_ttl,
-        )
         decorator = partial(
             decorate,
             self,
-            expiry=expiry,
+            expiry=self._expiry(**expiry),
             tags=tags,
             name=name,
             key=key,
@@ -265,28 +253,15 @@ class Cache:
         key: str,
         compute: Callable[[], Awaitable[T]],
         *,
-        ttl: Seconds | None = None,
         tags: Iterable[str] = (),
         returns: Any = NOT_GIVEN,
-        stale_while_revalidate: Seconds | None = None,
-        stale_if_error: Seconds | None = None,
-        jitter: float | None = None,
-        early: float | None = None,
-        inherit_ttl: bool | None = None,
+        **expiry: Unpack[ExpiryOptions],
     ) -> T:
         """The value under `key`, computed and stored where there is none. One computation at a time a key.
 
         `compute` is called with no argument and awaited; the tags gathered in it are the entry's, with `tags`.
         """
-        expiry = self._expiry(
-            ttl,
-            stale_while_revalidate=stale_while_revalidate,
-            stale_if_error=stale_if_error,
-            jitter=jitter,
-            early=early,
-            inherit_ttl=inherit_ttl,
-        )
-        value: T = await self._obtain(self._job(key, tags, returns, expiry, compute))
+        value: T = await self._obtain(self._job(key, tags, returns, self._expiry(**expiry), compute))
         return value
 
     async def get_or_set_many(
@@ -294,14 +269,9 @@ class Cache:
         keys: Iterable[str],
         build: Callable[[list[str]], Awaitable[Mapping[str, T]]],
         *,
-        ttl: Seconds | None = None,
         tags: Iterable[str] | Callable[[str], Iterable[str]] = (),
         returns: Any = NOT_GIVEN,
-        stale_while_revalidate: Seconds | None = None,
-        stale_if_error: Seconds | None = None,
-        jitter: float | None = None,
-        early: float | None = None,
-        inherit_ttl: bool | None = None,
+        **expiry: Unpack[ExpiryOptions],
     ) -> dict[str, T]:
         """The values under `keys`, in their order; `build` gets the list of those that miss, in one call.
 
@@ -309,26 +279,17 @@ class Cache:
         left out of the result, and not stored. `tags`: for all of them, or a function of the key.
         The tags gathered in `build` count for each value it built.
         """
-        expiry = self._expiry(
-            ttl,
-            stale_while_revalidate=stale_while_revalidate,
-            stale_if_error=stale_if_error,
-            jitter=jitter,
-            early=early,
-            inherit_ttl=inherit_ttl,
-        )
+        times = self._expiry(**expiry)
         shared = () if callable(tags) else check_tags(tags)
-
-        async def one_by_itself() -> Any:  # a job of many is never computed by itself
-            raise AssertionError
-
         jobs = {
-            key: self._job(
-                key, tags(key) if callable(tags) else shared, returns, expiry, one_by_itself, in_background=False
+            key: self._job(key, tags(key) if callable(tags) else shared, returns, times, _built_with_others)._replace(
+                in_background=False, may_be_absent=True
             )
             for key in _check_keys(keys)
         }
         filler = self._filling()
+        if not jobs:
+            return {}
         if self._disabled:
             return await self._build_unstored(filler, jobs, build)
         found: dict[str, T] = await filler.obtain_many(jobs, build)
@@ -404,7 +365,7 @@ class Cache:
             raise ConfigurationError(
                 f"set({key!r}, since={since!r}): give what `await cache.lookup(key)` returned before the data was read"
             )
-        job = self._job(key, tags, returns, self._expiry(ttl), _nothing_to_compute)
+        job = self._job(key, tags, returns, self._expiry(ttl=ttl), _given)
         filler = self._filling()
         scope = Scope(job.name, filler.backend, self.namespace, live_scope())
         scope.tags.update(job.tags)
@@ -437,8 +398,6 @@ class Cache:
         """
         if not tags:
             raise InvalidTagError('invalidate() got no tag: name one, such as invalidate("product:635")')
-        if len(tags) == 1 and isinstance(tags[0], (list, tuple, set, frozenset)):
-            raise InvalidTagError(f"invalidate({tags[0]!r}): give the tags one by one, invalidate(*tags)")
         await self._invalidate([tag_name(self.namespace, check_tag(one)) for one in tags], soft=soft)
 
     async def clear(self) -> None:
@@ -478,7 +437,7 @@ class Cache:
         keys = list(jobs)
 
         async def compute() -> Any:
-            return await build(keys)
+            return check_built(await build(keys), keys)
 
         first = jobs[keys[0]]._replace(compute=compute, tags=tuple({tag for job in jobs.values() for tag in job.tags}))
         built: Mapping[str, T] = await filler.compute_unstored(first)
@@ -491,13 +450,11 @@ class Cache:
         returns: Any,
         expiry: Expiry,
         compute: Callable[[], Awaitable[Any]],
-        *,
-        in_background: bool = True,
     ) -> Job:
         name = self._key(key)
         names = (tag_name(self.namespace, one) for one in check_tags(tags))
         codec = codec_for(returns, owner=f"the cache's key {key!r}")
-        return Job(key, name, (name, *self._implicit, *names), codec, expiry, self.namespace, compute, in_background)
+        return Job(key, name, (name, *self._implicit, *names), codec, expiry, self.namespace, compute)
 
     def _key(self, key: str) -> str:
         return key_name(self.namespace, check_key(key))
@@ -505,41 +462,45 @@ class Cache:
     def _ttl(self, ttl: object, name: str) -> float:
         number = seconds(ttl, name, zero=False)
         if number > self.max_ttl:
-            raise ConfigurationError(f"{name}={ttl!r} is above the cache's max_ttl of {self.max_ttl:g} seconds: raise it")
+            raise ConfigurationError(f"{name}={ttl!r} is above the cache's max_ttl of {self.max_ttl:g} seconds")
         return number
 
     def _expiry(
         self,
-        ttl: Seconds | None,
         *,
+        ttl: Seconds | None = None,
         stale_while_revalidate: Seconds | None = None,
         stale_if_error: Seconds | None = None,
         jitter: float | None = None,
         early: float | None = None,
         inherit_ttl: bool | None = None,
     ) -> Expiry:
-        if ttl is None:
-            if self._default_ttl is None:
-                raise ConfigurationError("no ttl: give ttl= (seconds or a timedelta), or Cache(default_ttl=...)")
-            if (stale_while_revalidate, stale_if_error, jitter, early, inherit_ttl) == (None,) * 5:
-                return self._defaults
-        defaults = self._defaults
-        return Expiry(
-            ttl=defaults.ttl if ttl is None else self._ttl(ttl, "ttl"),
-            stale_while_revalidate=defaults.stale_while_revalidate
-            if stale_while_revalidate is None
-            else seconds(stale_while_revalidate, "stale_while_revalidate"),
-            stale_if_error=defaults.stale_if_error
-            if stale_if_error is None
-            else seconds(stale_if_error, "stale_if_error"),
-            jitter=defaults.jitter if jitter is None else fraction(jitter, "jitter"),
-            early=defaults.early if early is None else strength(early, "early"),
-            inherit_ttl=defaults.inherit_ttl if inherit_ttl is None else bool(inherit_ttl),
-        )
+        """The rules for one function: what it says, and the cache's defaults for the rest."""
+        default = self._defaults
+        if ttl is None and self._default_ttl is None:
+            raise ConfigurationError("no ttl: give ttl= (seconds or a timedelta), or Cache(default_ttl=...)")
+        given: dict[str, Any] = {}
+        if ttl is not None:
+            given["ttl"] = self._ttl(ttl, "ttl")
+        if stale_while_revalidate is not None:
+            given["stale_while_revalidate"] = seconds(stale_while_revalidate, "stale_while_revalidate")
+        if stale_if_error is not None:
+            given["stale_if_error"] = seconds(stale_if_error, "stale_if_error")
+        if jitter is not None:
+            given["jitter"] = fraction(jitter, "jitter")
+        if early is not None:
+            given["early"] = strength(early, "early")
+        if inherit_ttl is not None:
+            given["inherit_ttl"] = bool(inherit_ttl)
+        return replace(default, **given) if given else default
 
 
-async def _nothing_to_compute() -> Any:
+async def _given() -> Any:
     raise AssertionError("a value that is given is not computed")
+
+
+async def _built_with_others() -> Any:
+    raise AssertionError("a value of many is not computed by itself")
 
 
 def _peek_nothing(key: str) -> Entry | None:

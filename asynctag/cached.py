@@ -8,7 +8,7 @@ from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from asynctag.codec import NOT_GIVEN, Codec, codec_for
-from asynctag.errors import ConfigurationError
+from asynctag.errors import ConfigurationError, CorruptEntryError
 from asynctag.expiry import Expiry
 from asynctag.explain import Explanation
 from asynctag.fill import Job
@@ -90,6 +90,7 @@ class Definition(Generic[P, R]):
         self.name = function_name(function, name)
         self.exclude = frozenset({exclude} if isinstance(exclude, str) else exclude)
         self.has_key = key is not None
+        self._unkeyed = _unkeyed(function, self.exclude, key)
         prefix = key_name(cache.namespace, "")
         self.make_key = build_key_maker(
             function, name=prefix + self.name, exclude=self.exclude, key=key, version=version
@@ -97,9 +98,7 @@ class Definition(Generic[P, R]):
         self._prefix = len(prefix)
         self.bind = build_binder(function)
         self._annotations = resolve_annotations(function)
-        self.tags_of = compile_tags(
-            tags, inspect.signature(function), owner=self.name, annotations=self._annotations
-        )
+        self.tags_of = compile_tags(tags, inspect.signature(function), owner=self.name, annotations=self._annotations)
         self._tag = function_tag(cache.namespace, self.name)
         self.codec: Codec | None = None
         if returns is not NOT_GIVEN:
@@ -147,7 +146,7 @@ class Definition(Generic[P, R]):
             namespace,
             partial(self.function, *args, **kwargs),
             # What does not count for the key is often bound to the request: a session, a connection.
-            in_background=not self.exclude - {"self"},
+            in_background=not self._unkeyed,
         )
 
     async def obtain(self, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -184,7 +183,7 @@ def decorate(
     version: str | int | None,
     returns: Any,
 ) -> Any:
-    """A plain function for a function (Starlette takes an instance for an ASGI application), a descriptor in a class."""
+    """A plain function for a function (Starlette takes an instance for an application), a descriptor in a class."""
     _refuse_wrapped_methods(function)
     definition: Definition[P, R] = Definition(
         cache,
@@ -212,7 +211,12 @@ def _wrapper(definition: Definition[P, R]) -> Any:
             if scope is not None:
                 scope.absorb(entry, cache._filling().backend)
             thaw = entry.thaw
-            return entry.body if thaw is None else thaw(entry.body)
+            if thaw is None:
+                return entry.body
+            try:
+                return thaw(entry.body)
+            except CorruptEntryError:  # a validator that has changed its mind: `obtain` takes it for a miss
+                pass
         return await obtain(key, args, kwargs)
 
     wrapper: Any = update_wrapper(cached, definition.function)
@@ -308,6 +312,21 @@ def resolve_annotations(function: Callable[..., Any]) -> dict[str, Any]:
     return resolved
 
 
+def _unkeyed(
+    function: Callable[..., Any], exclude: Collection[str], key: Callable[..., object] | None
+) -> frozenset[str]:
+    """The parameters that do not count for the key, a method's `self` aside."""
+    parameters = list(inspect.signature(function).parameters)
+    if _is_in_class(function):
+        parameters = parameters[1:]
+    if key is None:
+        return frozenset(parameters).intersection(exclude)
+    used = inspect.signature(key).parameters.values()
+    if any(one.kind is one.VAR_KEYWORD for one in used):
+        return frozenset()
+    return frozenset(parameters).difference(one.name for one in used)
+
+
 def _is_in_class(function: Callable[..., Any]) -> bool:
     around, _, _ = function.__qualname__.rpartition(".")
     return bool(around) and not around.endswith("<locals>")
@@ -362,4 +381,3 @@ def _check_function(function: object) -> None:
                 f"{function.__qualname__} looks like a static or class method: cache a function at module level "
                 f"and call it from there, or a method that takes self"
             )
-

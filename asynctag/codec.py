@@ -8,24 +8,21 @@ Bytes are never trusted: what does not decode to the type is a CorruptEntryError
 
 import contextlib
 import dataclasses
-import datetime
-import decimal
 import enum
 import functools
-import math
 import re
-import reprlib
 import sys
 import types
 import typing
 from collections import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 
 from asynctag.errors import CorruptEntryError, UnsupportedTypeError, ValueNotCacheableError
-from asynctag.thaw import ATOMS, Kept, attributes, is_atom, plan, pydantic_base
+from asynctag.same import AS_ANNOTATED, Trail, difference, first_line, parts, render, short_name
+from asynctag.thaw import ATOMS, Kept, plan, pydantic_base
 
 __all__ = ["NOT_GIVEN", "Codec", "Kept", "codec_for"]
 
@@ -40,8 +37,6 @@ NOT_GIVEN: Final = _NotGiven.NOT_GIVEN
 _FREE = (NOT_GIVEN, Any, object)
 _WHOLE = frozenset({type(None), bool, int, float, str, bytes})
 """Types whose values come back as they are if the annotation names them."""
-
-_MISSING: Final = object()
 
 
 class Codec:
@@ -70,7 +65,7 @@ class Codec:
         try:
             return self._format.load(data)
         except Exception as error:  # Validators of users run here, and may raise anything.
-            raise CorruptEntryError(f"bytes that are not a {_name(self.annotation)}: {_first_line(error)}") from error
+            raise CorruptEntryError(f"bytes that are not a {_name(self.annotation)}: {first_line(error)}") from error
 
     def keep(self, value: Any) -> Kept:
         """The value for a backend in this process: it shares nothing that can be changed with `value`."""
@@ -106,12 +101,11 @@ class Codec:
             said = f"the value is not a {_name(self.annotation)} once encoded ({self._format.explain(error)})"
             raise self._refusal(self._root + self._format.place(error), said, self._format.advice) from error
         try:
-            _compare(value, decoded, None)
+            found = difference(value, decoded)
         except RecursionError as error:
             raise self._refusal(self._root, "is nested too deeply, or holds itself", "flatten it") from error
-        except _DifferenceError as found:
-            path = self._root + _render(found.trail)
-            raise self._refusal(path, found.said, self._advice(found.was, found.advice)) from None
+        if found is not None:
+            raise self._refusal(self._root + found.path, found.said, self._advice(found.was, found.advice))
         return data, decoded
 
     def _dump(self, value: Any, way: bytes = b"") -> bytes:
@@ -120,10 +114,10 @@ class Codec:
         except RecursionError as error:
             raise self._refusal(self._root, "is nested too deeply, or holds itself", "flatten it") from error
         except Exception as error:  # Serializers and properties of users run here.
-            trail, culprit = self._format.culprit(value)
-            said = f"{_typename(culprit)} cannot be encoded ({_first_line(error)})"
+            path, culprit = self._format.culprit(value)
+            said = f"{short_name(type(culprit))} cannot be encoded ({first_line(error)})"
             advice = self._advice(culprit, self._format.advice)
-            raise self._refusal(self._root + _render(trail), said, advice) from error
+            raise self._refusal(self._root + path, said, advice) from error
 
     def _advice(self, culprit: object, otherwise: str) -> str:
         if type(culprit) is int and not -(2**63) <= culprit < 2**64:
@@ -142,9 +136,6 @@ class Codec:
 # Formats
 
 
-_AS_ANNOTATED: Final = "return what the annotation says"
-
-
 class _Format(typing.Protocol):
     advice: str
 
@@ -155,8 +146,8 @@ class _Format(typing.Protocol):
     def dump(self, value: Any, way: bytes) -> bytes: ...
     def load(self, data: bytes, /) -> Any: ...
 
-    def culprit(self, value: Any) -> "tuple[_Trail, object]":
-        """The innermost part of a value that cannot be written, if that can be found out."""
+    def culprit(self, value: Any) -> tuple[str, object]:
+        """The innermost part of a value that cannot be written, and the path to it, if that can be found out."""
         ...
 
     def place(self, error: Exception) -> str: ...
@@ -164,7 +155,7 @@ class _Format(typing.Protocol):
 
 
 class _MessagePack:
-    advice = _AS_ANNOTATED
+    advice = AS_ANNOTATED
 
     def __init__(self, annotation: object) -> None:
         kind: Any = Any if annotation is NOT_GIVEN else annotation
@@ -177,16 +168,16 @@ class _MessagePack:
     def dump(self, value: Any, way: bytes) -> bytes:
         return self._encode(value)
 
-    def culprit(self, value: Any) -> "tuple[_Trail, object]":
-        trail: _Trail = None
+    def culprit(self, value: Any) -> tuple[str, object]:
+        trail: Trail = None
         for _ in range(64):  # A value may hold itself.
-            for prefix, key, part in _parts(value):
+            for prefix, key, part in parts(value):
                 if not self._writes(part):
                     trail, value = (trail, prefix, key), part
                     break
             else:
                 break
-        return trail, value
+        return render(trail), value
 
     def _writes(self, value: Any) -> bool:
         try:
@@ -200,7 +191,7 @@ class _MessagePack:
         return found[1] if found else ""
 
     def explain(self, error: Exception) -> str:
-        return re.sub(r" - at .*", "", _first_line(error))
+        return re.sub(r" - at .*", "", first_line(error))
 
 
 def _no_extension(code: int, data: memoryview) -> NoReturn:
@@ -215,7 +206,7 @@ class _Json:
     """
 
     advice = (
-        f"{_AS_ANNOTATED}; bytes and infinite floats need ser_json_bytes, val_json_bytes and ser_json_inf_nan in the"
+        f"{AS_ANNOTATED}; bytes and infinite floats need ser_json_bytes, val_json_bytes and ser_json_inf_nan in the"
         " model's config"
     )
 
@@ -241,8 +232,8 @@ class _Json:
             text = msgspec.msgpack.encode((text, [sorted(model.__pydantic_fields_set__) for model in _models(value)]))
         return way + text
 
-    def culprit(self, value: Any) -> "tuple[_Trail, object]":
-        return None, value
+    def culprit(self, value: Any) -> tuple[str, object]:
+        return "", value
 
     def load(self, data: bytes) -> Any:
         way, text = data[:1], data[1:]
@@ -265,7 +256,7 @@ class _Json:
         return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first.get("loc", ()))
 
     def explain(self, error: Exception) -> str:
-        return str(self._first(error).get("msg") or _first_line(error))
+        return str(self._first(error).get("msg") or first_line(error))
 
     @staticmethod
     def _first(error: Exception) -> dict[str, Any]:
@@ -286,220 +277,9 @@ def _models(value: Any) -> Iterator[Any]:
     if base is not None and isinstance(value, base):
         yield value
     if not isinstance(value, (set, frozenset)):
-        for _, _, part in _parts(value):
+        for _, _, part in parts(value):
             if type(part) not in ATOMS:
                 yield from _models(part)
-
-
-# Paths and comparison
-
-_Trail: typing.TypeAlias = "tuple[_Trail, str, object] | None"
-"""Steps to a place: those before, a prefix, a name or an index. Made into text only if there is something to say."""
-
-
-class _DifferenceError(Exception):
-    def __init__(self, trail: _Trail, said: str, was: object, advice: str) -> None:
-        super().__init__(said)
-        self.trail, self.said, self.was, self.advice = trail, said, was, advice
-
-
-def _render(trail: _Trail) -> str:
-    steps: list[str] = []
-    while trail is not None:
-        trail, prefix, key = trail
-        steps.append(f".{key}" if prefix == "." else prefix if key is None else f"{prefix}[{_short.repr(key)}]")
-    return "".join(reversed(steps))
-
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 40
-
-
-def _parts(value: Any) -> Iterator[tuple[str, object, Any]]:
-    """The parts of a container or an object, with the step that leads there."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield "", key, item
-    elif isinstance(value, (list, tuple, set, frozenset)):
-        for index, item in enumerate(value):
-            yield "", index, item
-    elif isinstance(value, msgspec.Struct) or _holds_state(value.__class__):
-        for name, item in _state(value).items():
-            if name not in _OF_MODELS:
-                yield ".", name, item
-        for name, item in (getattr(value, "__pydantic_extra__", None) or {}).items():
-            yield ".", name, item
-
-
-def _state(value: Any) -> dict[str, Any]:
-    held = attributes(value)
-    if isinstance(value, msgspec.Struct):
-        held.update((name, getattr(value, name, _MISSING)) for name in value.__struct_fields__)
-    return held
-
-
-def _compare(was: Any, came: Any, trail: _Trail) -> None:
-    """Raise _DifferenceError at the first place where the two are not of the same type and value."""
-    kind = type(was)
-    if kind is not type(came):
-        _wrong_type(was, came, trail)
-    compare = _COMPARE.get(kind)
-    if compare is not None:
-        compare(was, came, trail)
-    elif isinstance(was, enum.Enum):
-        if was is not came:
-            _differ(was, came, trail)
-    elif isinstance(was, (list, tuple)):
-        _compare_list(was, came, trail)
-        _compare_state(was, came, trail)
-    elif isinstance(was, dict):
-        _compare_dict(was, came, trail)
-        _compare_state(was, came, trail)
-    elif is_atom(was):
-        _compare_equal(was, came, trail)
-    elif isinstance(was, msgspec.Struct) or _holds_state(was.__class__):
-        _compare_state(was, came, trail)
-    else:
-        _compare_opaque(was, came, trail)
-
-
-def _wrong_type(was: Any, came: Any, trail: _Trail) -> NoReturn:
-    names = _typename(was), _typename(came)
-    if names[0] == names[1]:
-        names = f"{type(was).__module__}.{names[0]}", f"{type(came).__module__}.{names[1]}"
-    subclass = f"{names[0]} is a subclass: annotate it, or return a plain {names[1]}"
-    advice = subclass if isinstance(was, type(came)) and type(came) is not int else _AS_ANNOTATED
-    raise _DifferenceError(trail, f"{names[0]} came back as {names[1]}", was, advice)
-
-
-def _differ(was: Any, came: Any, trail: _Trail, advice: str = "") -> NoReturn:
-    raise _DifferenceError(trail, f"{_short.repr(was)} came back as {_short.repr(came)}", was, advice or _UNCHANGED)
-
-
-_UNCHANGED: Final = "encoding and decoding must not change a value"
-
-
-def _compare_equal(was: Any, came: Any, trail: _Trail) -> None:
-    if was != came:
-        _differ(was, came, trail)
-
-
-def _compare_float(was: float, came: float, trail: _Trail) -> None:
-    if math.isnan(was) and math.isnan(came):
-        return
-    if was != came or math.copysign(1, was) != math.copysign(1, came):
-        _differ(was, came, trail)
-
-
-def _compare_decimal(was: decimal.Decimal, came: decimal.Decimal, trail: _Trail) -> None:
-    if was.as_tuple() != came.as_tuple():
-        _differ(was, came, trail)
-
-
-def _compare_clock(was: Any, came: Any, trail: _Trail) -> None:
-    """Datetimes and times. Zones are the same if both stand for one offset the year round, and it is the same one."""
-    zones = was.tzinfo, came.tzinfo
-    if (zones[0] is None) != (zones[1] is None):
-        _differ(was, came, trail)
-    if zones[0] is not None:
-        fixed = zones[0].utcoffset(None), zones[1].utcoffset(None)
-        if fixed[0] is None or fixed[0] != fixed[1]:
-            _differ(was, came, trail, "a zone does not come back: convert to UTC, as in value.astimezone(timezone.utc)")
-    if was.replace(tzinfo=None) != came.replace(tzinfo=None) or was.fold != came.fold:
-        _differ(was, came, trail)
-
-
-def _compare_list(was: Any, came: Any, trail: _Trail) -> None:
-    if len(was) != len(came):
-        raise _DifferenceError(trail, f"{len(was)} items came back as {len(came)}", was, _UNCHANGED)
-    for index, (left, right) in enumerate(zip(was, came, strict=True)):
-        if type(left) not in _SIMPLE or type(left) is not type(right) or left != right:
-            _compare(left, right, (trail, "", index))
-
-
-def _compare_dict(was: dict[Any, Any], came: dict[Any, Any], trail: _Trail) -> None:
-    if len(was) != len(came):
-        raise _DifferenceError(trail, f"{len(was)} keys came back as {len(came)}", was, _UNCHANGED)
-    for (key, left), (other, right) in zip(was.items(), came.items(), strict=True):
-        if type(key) is not str or type(other) is not str or key != other:
-            _compare(key, other, (trail, " key ", key))
-        if type(left) not in _SIMPLE or type(left) is not type(right) or left != right:
-            _compare(left, right, (trail, "", key))
-
-
-def _compare_set(was: Any, came: Any, trail: _Trail) -> None:
-    found = {item: item for item in came}
-    lost = 0
-    for item in was:
-        other = found.pop(item, _MISSING)
-        if other is not _MISSING:
-            _compare(item, other, (trail, " item ", item))
-        elif isinstance(item, float) and math.isnan(item):
-            lost += 1  # NaN is found by identity only.
-        else:
-            raise _DifferenceError(trail, f"the item {_short.repr(item)} did not come back", was, _UNCHANGED)
-    if len(found) != lost or not all(isinstance(item, float) and math.isnan(item) for item in found):
-        _differ(was, came, trail)
-
-
-def _compare_opaque(was: Any, came: Any, trail: _Trail) -> None:
-    try:
-        same = bool(was == came)
-    except Exception as error:  # Somebody else's `__eq__`.
-        said = f"{_typename(was)} cannot be compared ({_first_line(error)})"
-        raise _DifferenceError(trail, said, was, _UNCHANGED) from error
-    if not same:
-        _differ(was, came, trail)
-    _compare_state(was, came, trail)
-
-
-@functools.lru_cache(maxsize=512)
-def _holds_state(kind: type) -> bool:
-    base = pydantic_base()
-    return (
-        hasattr(kind, "__dataclass_fields__")
-        or hasattr(kind, "__attrs_attrs__")
-        or (base is not None and issubclass(kind, base))
-    )
-
-
-_OF_MODELS = {
-    "__pydantic_fields_set__": " (the fields that were set)",
-    "__pydantic_extra__": " (extra fields)",
-    "__pydantic_private__": " (private attributes)",
-}
-
-
-def _compare_state(was: Any, came: Any, trail: _Trail) -> None:
-    left, right = _state(was), _state(came)
-    for name in left | right:
-        first, second = left.get(name, _MISSING), right.get(name, _MISSING)
-        if type(first) in _SIMPLE and type(first) is type(second) and first == second:
-            continue
-        here: _Trail = (trail, _OF_MODELS[name], None) if name in _OF_MODELS else (trail, ".", name)
-        if first is not _MISSING and second is not _MISSING:
-            _compare(first, second, here)
-        elif first is not second:
-            said = "is not there once decoded" if second is _MISSING else "is there only once decoded"
-            raise _DifferenceError(here, said, first, "only declared fields are kept")
-
-
-_SIMPLE: Final = frozenset({type(None), bool, int, str, bytes})
-"""Types of which equal values are the same in every way."""
-
-_COMPARE: Final[dict[type, Callable[[Any, Any, _Trail], None]]] = {
-    **dict.fromkeys(ATOMS, _compare_equal),
-    float: _compare_float,
-    decimal.Decimal: _compare_decimal,
-    datetime.datetime: _compare_clock,
-    datetime.time: _compare_clock,
-    list: _compare_list,
-    tuple: _compare_list,
-    dict: _compare_dict,
-    set: _compare_set,
-    frozenset: _compare_set,
-    bytearray: _compare_equal,
-}
 
 
 # From annotations to codecs
@@ -548,7 +328,7 @@ def _make(annotation: object, owner: str) -> Codec:
     except UnsupportedTypeError:
         raise
     except Exception as error:  # The hooks of other libraries' types run here.
-        survey.refuse(_first_line(error), error)
+        survey.refuse(first_line(error), error)
 
 
 class _Survey:
@@ -618,7 +398,7 @@ class _Survey:
             try:
                 hints = typing.get_type_hints(cls, include_extras=True)
             except Exception as error:
-                self.refuse(f"the annotations of {_name(cls)} cannot be resolved ({_first_line(error)})", error)
+                self.refuse(f"the annotations of {_name(cls)} cannot be resolved ({first_line(error)})", error)
             for hint in hints.values():
                 if typing.get_origin(hint) not in _NO_FIELD:
                     self.visit(hint, of_field=True)
@@ -666,13 +446,5 @@ def _name(annotation: object) -> str:
     if annotation is NOT_GIVEN:
         return "JSON-like value"
     if isinstance(annotation, type):
-        return annotation.__qualname__.rpartition("<locals>.")[2]
+        return short_name(annotation)
     return repr(annotation).replace("typing.", "")
-
-
-def _typename(value: object) -> str:
-    return _name(type(value))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0] or type(error).__name__

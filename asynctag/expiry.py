@@ -5,12 +5,13 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypedDict
 
 from asynctag.errors import ConfigurationError
 
 Seconds = float | timedelta
 
-#: Early renewal draws from an exponential distribution; beyond this many times its mean (5 in 100,000) no dice are thrown.
+#: Early renewal draws from an exponential distribution: beyond this many times its mean (1 in 20,000) nothing is drawn.
 EARLY_WINDOW = 10.0
 
 
@@ -19,12 +20,19 @@ def seconds(value: object, name: str, *, zero: bool = True) -> float:
     if isinstance(value, timedelta):
         number = value.total_seconds()
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        number = float(value)
+        number = _float(value)
     else:
         raise ConfigurationError(f"{name}={value!r}: give seconds as a number, or a timedelta")
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
         raise ConfigurationError(f"{name}={value!r}: give a finite number of seconds {'from' if zero else 'above'} 0")
     return number
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an int beyond all floats
+        return math.inf
 
 
 def fraction(value: object, name: str) -> float:
@@ -34,9 +42,20 @@ def fraction(value: object, name: str) -> float:
 
 
 def strength(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= _float(value) < math.inf:
         raise ConfigurationError(f"{name}={value!r}: give 0 (off) or a positive number; 1 is the usual strength")
     return float(value)
+
+
+class ExpiryOptions(TypedDict, total=False):
+    """What may be said of a function's entries; `None` is the cache's default. See `Cache`."""
+
+    ttl: Seconds | None
+    stale_while_revalidate: Seconds | None
+    stale_if_error: Seconds | None
+    jitter: float | None
+    early: float | None
+    inherit_ttl: bool | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from asynctag.backends.base import Cause, Reading
 from asynctag.names import describe, user_tags
 
-_BECAUSE = {
+_BECAUSE: dict[Cause | None, str] = {
     Cause.ABSENT: "nothing is stored under this key",
     Cause.EXPIRED: "it has expired",
     Cause.LOST: "the journal that it was checked against is gone (a new epoch)",
@@ -43,7 +43,7 @@ class Explanation:
             return f"{self.key}: stale, kept for {self.kept_for:.3g} s to be served while it is renewed.{carries}"
         if self.cause is Cause.INVALIDATED:
             return f"{self.key}: a miss, {self.invalidated_by} was invalidated.{carries}"
-        because = _BECAUSE[self.cause] if self.cause in _BECAUSE else "the cache is disabled"
+        because = _BECAUSE.get(self.cause, "the cache is disabled")
         return f"{self.key}: a miss, {because}.{carries}"
 
 

@@ -1,7 +1,8 @@
 """How a value is obtained: from the backend, from a flight, or by computing and storing it."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -17,12 +18,14 @@ logger = logging.getLogger("asynctag")
 
 
 class _Missing:
-    def __repr__(self) -> str:
-        return "MISSING"
+    """Stands where a value would."""
 
 
 #: Nothing was found. `None` is a value like any other.
 MISSING: Final = _Missing()
+
+#: It was asked for, and there is no such value.
+ABSENT: Final = _Missing()
 
 
 class Job(NamedTuple):
@@ -36,8 +39,10 @@ class Job(NamedTuple):
     namespace: str
     compute: Callable[[], Awaitable[Any]]
     in_background: bool = True
+    #: Whether those who build it may find that there is no such value.
+    may_be_absent: bool = False
     #: Renews it in the background, landing the flight, where that takes more than calling `compute`.
-    renew: Callable[[Flight], Awaitable[None]] | None = None
+    renew: Callable[[Flight], Coroutine[Any, Any, None]] | None = None
 
 
 class Found(NamedTuple):
@@ -115,13 +120,32 @@ class Filler:
                 self.flights.land(found.flight, Fate.CANCELLED)
 
     async def find(self, job: Job, parent: Scope | None) -> Found:
-        """A value of `job` to serve, from the backend or from somebody else's flight; else the caller's turn to compute."""
-        inside = _flights_around(parent)
+        """A value of `job` to serve, from the backend or from another's flight; else it is the caller's turn."""
         came = self.flights.begun
-        landings: int | None = self.flights.landings(job.key)
+        landings = self.flights.landings(job.key)
         reading = await self.read(job.key)
         value = self.serve(job, reading, parent)
-        after: Flight | None = None
+        if value is MISSING:
+            return await self._queue(job, parent, came, reading, landings, None)
+        assert reading is not None
+        return Found(value, reading.entry, reading.stale)
+
+    async def _queue(
+        self,
+        job: Job,
+        parent: Scope | None,
+        came: int,
+        reading: Reading | None,
+        landings: int | None,
+        after: Flight | None,
+    ) -> Found:
+        """Join a flight or lead one, for a caller who came when `came` flights had begun.
+
+        It has found nothing in `reading`, or was left without a result by the flight `after`.
+        """
+        inside = _flights_around(parent)
+        value: Any = MISSING
+        refusals = 0
         while value is MISSING:
             turn, flight = self.flights.board(job.key, self.backend.clock(), landings, after)
             if flight is None:
@@ -142,6 +166,9 @@ class Filler:
                     value = self._share(job, flight, parent)
                     if value is not MISSING:
                         return Found(value, flight.entry, flight.stale)
+                refusals += flight.fate is Fate.REFUSED
+                if refusals == 2:  # nobody waits for more than two
+                    return Found(MISSING, reading=reading)
                 after, landings = flight, None
         assert reading is not None
         return Found(value, reading.entry, reading.stale)
@@ -176,11 +203,12 @@ class Filler:
             raise
 
     def _share(self, job: Job, flight: Flight, parent: Scope | None) -> Any:
-        if flight.error is not None:
+        if flight.entry is None:
             if parent is not None:
                 parent.gather({*job.tags, *flight.tags}, self.backend)
-            raise flight.error
-        assert flight.entry is not None
+            if flight.error is not None:
+                raise flight.error
+            return ABSENT if job.may_be_absent else MISSING
         value = load(flight.entry, job.codec)
         if value is not MISSING and parent is not None:
             parent.absorb(flight.entry, self.backend, stale=flight.stale)
@@ -213,17 +241,16 @@ class Filler:
         flight = self.flights.lead_unless_open(job.key, now)
         if flight is None:
             return True
-        if job.renew is not None:
-            return self.background.start(job.renew, flight)
-        return self.background.start(self._renewal, job, flight)
+        renew = partial(self._renew_now, job) if job.renew is None else job.renew
+        return self.background.start(partial(renew, flight))
 
-    async def _renewal(self, job: Job, flight: Flight) -> None:
+    async def _renew_now(self, job: Job, flight: Flight) -> None:
         try:
             reading = await self.read(job.key)
-            if reading is not None and reading.entry is not None and not reading.stale:
-                if self.backend.clock() < reading.entry.renew_from:
-                    self.flights.land(flight, Fate.UNCHECKED, entry=reading.entry)
-                    return
+            entry = None if reading is None or reading.stale else reading.entry
+            if entry is not None and self.backend.clock() < entry.renew_from:  # somebody was faster
+                self.flights.land(flight, Fate.UNCHECKED, entry=entry)
+                return
             await self.compute(job, reading, flight, None, renewing=True)
         except Exception:
             logger.warning("the renewal of %s failed", job.name, exc_info=True)
@@ -284,7 +311,15 @@ class Filler:
         return scope
 
     async def store(
-        self, job: Job, value: Any, reading: Reading | None, flight: Flight | None, scope: Scope, started: float
+        self,
+        job: Job,
+        value: Any,
+        reading: Reading | None,
+        flight: Flight | None,
+        scope: Scope,
+        started: float,
+        *,
+        unaccepted: Fate = Fate.UNCHECKED,
     ) -> Written:
         """Store what was computed within `scope`, since `started`, and land the flight."""
         if scope.no_store:
@@ -303,7 +338,7 @@ class Filler:
         written = await self.write(entry) if self.may_store(entry, scope, reading) else Written(False)
         self.settle(entry, written, scope)
         if flight is not None:
-            fate = Fate.ACCEPTED if written.accepted else Fate.UNCHECKED
+            fate = Fate.ACCEPTED if written.accepted else unaccepted
             self.flights.land(flight, fate, entry=entry, stale=scope.stale_stamp is not None)
         return written
 
@@ -382,8 +417,7 @@ class Filler:
             if led or alone:
                 found |= await self._build(jobs, readings, [*led, *alone], led, build, parent)
         finally:
-            for flight in led.values():
-                self.flights.land(flight, Fate.CANCELLED)
+            self._land_all(led)
         # Only now, with its own flights landed: two callers that lead and join crosswise do not wait for each other.
         for name, flight in joined.items():
             job = jobs[name]
@@ -391,13 +425,25 @@ class Filler:
                 found |= await self._build(jobs, readings, [name], {}, build, parent)
                 continue
             value = self._share(job, flight, parent) if flight.serves(came) else MISSING
-            if value is MISSING:
-                again.append(name)
-            else:
+            if value is not MISSING:
                 found[name] = value
+                continue
+            mine = await self._queue(job, parent, came, readings[name], None, flight)
+            if mine.value is not MISSING:
+                found[name] = mine.value
+                continue
+            led = {name: mine.flight} if mine.flight is not None else {}
+            try:
+                found |= await self._build(jobs, {name: mine.reading}, [name], led, build, parent)
+            finally:
+                self._land_all(led)
         if again:
             found |= await self.obtain_many({name: jobs[name] for name in again}, build)
-        return {name: found[name] for name in jobs if name in found}
+        return {name: found[name] for name in jobs if found.get(name, ABSENT) is not ABSENT}
+
+    def _land_all(self, flights: Mapping[str, Flight]) -> None:
+        for flight in flights.values():
+            self.flights.land(flight, Fate.CANCELLED)
 
     async def _build(
         self,
@@ -416,8 +462,7 @@ class Filler:
         token = current_scope.set(scope)
         try:
             try:
-                built = await build(names)
-                _check_built(built, names)
+                built = check_built(await build(names), names)
             except Exception as error:
                 for flight in led.values():
                     self.flights.land(flight, Fate.FAILED, error=error)
@@ -429,6 +474,9 @@ class Filler:
             parts = [self._part(jobs[name], scope, shared) for name in names if name in built]
             for name, part in zip((name for name in names if name in built), parts, strict=True):
                 await self.store(jobs[name], built[name], readings[name], led.get(name), part, started)
+            for name, flight in led.items():
+                if name not in built:
+                    self.flights.land(flight, Fate.ABSENT)
             for part in parts:
                 scope.fresh_until = min(scope.fresh_until, part.fresh_until)
                 scope.expires = min(scope.expires, part.expires)
@@ -445,12 +493,14 @@ class Filler:
         return part
 
 
-def _check_built(built: Mapping[str, Any], names: list[str]) -> None:
+def check_built(built: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]:
+    """What a builder returned, if it is a mapping, and holds nothing that the builder was not asked for."""
     if not isinstance(built, Mapping):
         raise ConfigurationError(f"the builder returned {type(built).__name__}: return a dict from keys to values")
     strangers = [name for name in built if name not in names]
     if strangers:
         raise ConfigurationError(f"the builder returned {strangers[0]!r}, which it was not asked for: it got {names!r}")
+    return built
 
 
 def _flights_around(scope: Scope | None) -> tuple[Flight, ...]:

@@ -34,8 +34,10 @@ class Fate(Enum):
 
     ACCEPTED = "stored: the journal had nothing against it"
     UNCHECKED = "a result that no store has accepted"
+    ABSENT = "nothing: who builds many values at once left this one out"
     FAILED = "an error"
     UNSHARED = "not to be stored"
+    REFUSED = "a result that no store has accepted, begun before its flight was"
     CANCELLED = "cancelled, or without a result"
 
 
@@ -63,7 +65,7 @@ class Flight:
         """Whether a caller may have the result who came when `came` flights had begun."""
         if self.fate is Fate.ACCEPTED:
             return True
-        return self.number > came and self.fate in (Fate.UNCHECKED, Fate.FAILED)
+        return self.number > came and self.fate in (Fate.UNCHECKED, Fate.ABSENT, Fate.FAILED)
 
 
 class Turn(Enum):

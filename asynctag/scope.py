@@ -12,7 +12,6 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from asynctag.backends.base import Backend, Entry, Stamp
-from asynctag.errors import InvalidTagError
 from asynctag.names import tag_name
 from asynctag.tags import check_tag
 
@@ -124,7 +123,8 @@ class Scope:
     def forbid_store(self) -> None:
         if self.closed:
             self._say_closed()
-        self.no_store = True
+        else:
+            self.no_store = True
 
     def _say_closed(self) -> None:
         if not self._said:
@@ -161,9 +161,6 @@ def add_tags(*tags: str) -> None:
 
     Raises `InvalidTagError` for a tag that is empty, not a string, or over 1 KiB.
     """
-    for one in tags:
-        if isinstance(one, (list, tuple, set, frozenset)):
-            raise InvalidTagError(f"add_tags({one!r}): give the tags one by one, add_tags(*tags)")
     checked = [check_tag(one) for one in tags]
     scope = current_scope.get()
     if scope is not None:

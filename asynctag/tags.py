@@ -6,7 +6,6 @@ get one here: a formatted `float` or `bool`, or a member of an enum, is a trap t
 
 import dataclasses
 import datetime
-import difflib
 import enum
 import inspect
 import re
@@ -18,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 
 from asynctag.errors import InvalidTagError, TagTemplateError
+from asynctag.signatures import nearest_name, read_parameters
 
 MAX_TAG_BYTES = 1024
 _SURELY_SHORT = 1 << 64
@@ -190,7 +190,7 @@ class _Names:
         if parameter is None:
             if self._extra_names:
                 return
-            raise TagTemplateError(f"{where}which is not a parameter. {_the_nearest(name, self._parameters)}")
+            raise TagTemplateError(f"{where}which is not a parameter. {nearest_name(name, self._parameters)}")
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise TagTemplateError(f"{where}which holds any number of arguments. Give tags= a function instead")
         refused = _refused_annotation(self._annotations.get(name, inspect.Parameter.empty))
@@ -232,7 +232,7 @@ def _compile_template(template: object, names: _Names) -> str | Callable[[Mappin
                 except KeyError:
                     raise TagTemplateError(
                         f"The template {template!r} of {owner} names {name!r}, which this call has not."
-                        f" {_the_nearest(name, arguments)}"
+                        f" {nearest_name(name, arguments)}"
                     ) from None
                 text += text_of(value, f"the parameter {name!r} of {owner}")
         return text
@@ -244,27 +244,17 @@ def _compile_function(
     function: Callable[..., Iterable[str]], signature: inspect.Signature, owner: str, extra_names: bool
 ) -> _Render:
     what = f"The function for tags= of {owner}"
-    if _is_async(function):
-        raise TagTemplateError(f"{what} is async: give a plain function, and call add_tags() for what must be awaited")
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        raise TagTemplateError(f"{what} has no signature to read: give a lambda that names its parameters") from None
-    wanted: list[tuple[str, bool]] = []
-    takes_all = False
-    for parameter in parameters:
-        if parameter.kind is parameter.VAR_KEYWORD:
-            takes_all = True
-        elif parameter.kind is not parameter.VAR_POSITIONAL:
-            required = parameter.default is parameter.empty
-            if parameter.kind is parameter.POSITIONAL_ONLY:
-                raise TagTemplateError(f"{what} takes {parameter.name!r} by position only: arguments are given by name")
-            if required and parameter.name not in signature.parameters and not extra_names:
-                raise TagTemplateError(
-                    f"{what} takes {parameter.name!r}, which is not a parameter."
-                    f" {_the_nearest(parameter.name, signature.parameters)}"
-                )
-            wanted.append((parameter.name, required))
+    parameters = read_parameters(
+        function,
+        signature.parameters,
+        what=what,
+        instead="give a plain function, and call add_tags() for what must be awaited",
+        error=TagTemplateError,
+        extra_names=extra_names,
+    )
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    wanted = [(one.name, one.default is one.empty) for one in parameters if one.kind not in variadic]
 
     def render(arguments: Mapping[str, object]) -> Iterable[str]:
         if takes_all:
@@ -278,21 +268,6 @@ def _compile_function(
         return function(**given)
 
     return render
-
-
-def _is_async(function: Callable[..., object]) -> bool:
-    return any(
-        inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one)
-        for one in (function, getattr(function, "__call__", None))  # noqa: B004 - the method, to look at
-    )
-
-
-def _the_nearest(name: str, names: Iterable[str]) -> str:
-    known = list(names)
-    if not known:
-        return "There are no parameters"
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"There are: {', '.join(known)}" + (f". Did you mean {close[0]!r}?" if close else "")
 
 
 def _refused_annotation(annotation: object) -> str | None:

@@ -226,11 +226,9 @@ class BackendContract:
         assert set(reading.entry.tags) == {PAGE, RED}
         assert reading.entry.stamp == before.stamp
 
-    @pytest.mark.parametrize("value", [None, False, 0, 0.0, "", b"", [], {}])
+    @pytest.mark.parametrize("value", [None, False, 0, 0.0, "", [], {}])
     async def test_falsy_values_are_values(self, backend: Backend, value: object) -> None:
         """`None` and whatever else is false are kept and found like any other value."""
-        if isinstance(value, bytes):  # without a type, bytes come back as bytes; the codec has its own tests
-            value = ""
         assert (await self.put(backend, value=value)).accepted
         reading = await backend.read(PAGE)
         found = self.value_of(backend, reading)
@@ -372,8 +370,8 @@ class BackendContract:
 
     async def test_a_soft_invalidation_makes_stale(self, backend: Backend) -> None:
         """An entry with a stale period is still there, and is stale."""
-        for periods in ({"stale": 2}, {"error": 2}):
-            await self.put(backend, value="old", tags=[RED], **periods)
+        for stale, error in ((2, 0), (0, 2)):
+            await self.put(backend, value="old", tags=[RED], stale=stale, error=error)
             await backend.invalidate([RED], soft=True)
             reading = await backend.read(PAGE)
             assert self.value_of(backend, reading) == "old"

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytest.register_assert_rewrite("asynctag.testing")
+
 
 @pytest.fixture(params=[pytest.param("asyncio", id="asyncio"), pytest.param("trio", id="trio")])
 def anyio_backend(request: pytest.FixtureRequest) -> str:

@@ -176,5 +176,5 @@ class Backend(ABC):
         Raises `ConfigurationError` where they differ: a process that prunes sooner would forget too soon.
         """
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027 - a backend without connections has none to give back
         """Give back connections. The backend may be used again afterwards."""

@@ -17,7 +17,7 @@ from asynctag.backends.base import Backend, Cause, Entry, Miss, Reading, Stamp, 
 from asynctag.errors import ConfigurationError
 
 #: What an entry costs beyond its body, its key and its list of tags, in bytes (measured by `make bench`).
-ENTRY_OVERHEAD = 300
+ENTRY_OVERHEAD = 380
 
 #: How many entries a write looks through for dead ones, at most, before a live one is evicted.
 SWEEP = 32

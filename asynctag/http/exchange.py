@@ -109,6 +109,7 @@ class Exchange:
         self.cache = middleware.cache
         self.filler = filler
         self.asgi = asgi
+        self._origin = dict(asgi)  # as it came: routing writes into the scope
         self.facts = facts
         self.address = address
         self.policy: Policy | None = None
@@ -184,19 +185,21 @@ class Exchange:
             flight.tags = self.scope.tags
             self.scope.flights = (flight,)
 
-    def land(self, fate: Fate, error: BaseException | None = None) -> None:
-        """Let those who wait go on."""
+    def land(self, fate: Fate) -> None:
+        """Let those who wait go on, without this response."""
         if self._flight is not None and self.filler is not None:
-            self.filler.flights.land(self._flight, fate, error=error, now=self.filler.backend.clock())
+            self.filler.flights.land(self._flight, fate, now=self.filler.backend.clock())
             self._flight = None
             self.scope.flights = ()
 
     def _job(self, key: str, expiry: Expiry) -> Job:
         async def renew(flight: Flight) -> None:
-            await self.middleware.renew(self.asgi, flight, key)
+            await self.middleware.renew(self._origin, flight, key)
 
         tags = (key, *self.cache._implicit)
-        return Job(self.scope.name, key, tags, RESPONSES, expiry, self.cache.namespace, _computed_elsewhere, renew=renew)
+        return Job(
+            self.scope.name, key, tags, RESPONSES, expiry, self.cache.namespace, _computed_elsewhere, renew=renew
+        )
 
     # --- what a route says -----------------------------------------------------------------------------
 
@@ -205,7 +208,9 @@ class Exchange:
         if policy.ttl is None:
             policy = replace(policy, ttl=self.cache._default_ttl)
         elif policy.ttl > self.cache.max_ttl:
-            raise ConfigurationError(f"ttl={policy.ttl!r} is above the cache's max_ttl of {self.cache.max_ttl:g} seconds")
+            raise ConfigurationError(
+                f"ttl={policy.ttl!r} is above the cache's max_ttl of {self.cache.max_ttl:g} seconds"
+            )
         if policy.public:
             self.middleware.check_public(effective_route(self.asgi), policy)
         self.policy = policy
@@ -236,7 +241,7 @@ class Exchange:
             await self.middleware.app(self.asgi, self.receive, self.send)
         except Exception as error:
             if self._start is not None or not await self._answer_stale(error):
-                self.land(Fate.FAILED, error)
+                self.land(Fate.UNSHARED)
                 raise
         finally:
             self.scope.closed = True
@@ -301,7 +306,7 @@ class Exchange:
     async def _send_whole(self, recording: "_Recording") -> None:
         """A response that came in one piece: stored, with a validator, before its first byte goes out."""
         assert self._start is not None
-        headers = list(self._start.get("headers") or ())
+        headers: list[tuple[bytes, bytes]] = list(self._start.get("headers") or ())
         body, status = recording.body, self._start["status"]
         if status == 200 and field(headers, b"etag") is None:
             headers.append((b"etag", make_etag(body)))
@@ -351,7 +356,8 @@ class Exchange:
 
     async def _store(self, recording: "_Recording") -> None:
         start, lifetime, filler = self._start, recording.lifetime, self.filler
-        assert start is not None and filler is not None
+        assert start is not None
+        assert filler is not None
         headers = start.get("headers") or ()
         length = field(headers, b"content-length")
         dims = dimensions(self.policy, headers, public=lifetime.public)
@@ -378,7 +384,11 @@ class Exchange:
         response = make_stored(
             start["status"], headers, recording.body, now=time.time(), age=age, public=lifetime.public
         )
-        written = await filler.store(job, response, self._reading, flight, self.scope, self._started)
+        # Dependencies may have read what it was built from before its flight began: who waits gets it only if the
+        # store accepts it.
+        written = await filler.store(
+            job, response, self._reading, flight, self.scope, self._started, unaccepted=Fate.REFUSED
+        )
         recording.stored = written.accepted
 
     async def _keep_record(self, dims: Dimensions) -> None:
@@ -404,7 +414,7 @@ class Exchange:
         if response is MISSING:
             return False
         logger.warning("%s failed: serving what was stored before", self.scope.name, exc_info=error)
-        self.land(Fate.UNCHECKED)
+        self.land(Fate.UNSHARED)
         for message in self.middleware.answer(response, reading.entry, self.facts, stale=reading.stale):
             await self._send(message)
         self._answered = True

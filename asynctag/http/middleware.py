@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import anyio
 from starlette.requests import HTTPConnection
 
 from asynctag.backends.base import Entry
@@ -24,7 +25,7 @@ from asynctag.http.exchange import (
 )
 from asynctag.http.guards import why_not_public
 from asynctag.http.headers import cache_status, is_field_name
-from asynctag.http.request import RequestCache
+from asynctag.http.request import SCOPE_KEY, RequestCache
 from asynctag.http.routes import policy_of, routes_of
 from asynctag.http.rules import Dimensions, Policy, RequestFacts, Store, read_request, why_bypass
 from asynctag.http.stored import RESPONSES, StoredResponse
@@ -32,8 +33,8 @@ from asynctag.names import user_tags
 
 logger = logging.getLogger("asynctag")
 
-#: Where the request's `RequestCache` stands in the ASGI scope.
-SCOPE_KEY = "asynctag"
+#: What a client asks for itself, and the cache does not when it renews a response.
+_OF_ONE_CLIENT = frozenset({b"cache-control", b"if-modified-since", b"if-none-match", b"pragma"})
 
 AsgiApp = Callable[[AsgiScope, Receive, Send], Any]
 
@@ -176,11 +177,12 @@ class CacheMiddleware:
 
     async def renew(self, asgi: AsgiScope, flight: Flight, key: str) -> None:
         """Ask the application anew, in the background: the request as it came, and no client behind it."""
-        scope = {name: value for name, value in asgi.items() if name not in ("asynctag", "state", "fastapi")}
+        headers = [pair for pair in asgi["headers"] if pair[0] not in _OF_ONE_CLIENT]
+        scope = {**asgi, "headers": headers}
         facts, address = read_request(scope["method"], scope["headers"]), Address(scope)
         landed = False
         try:
-            exchange = await self._exchange(scope, _nobody_sends, _nobody_reads, facts, address, renewing=True)
+            exchange = await self._exchange(scope, _silent_client(), _discard, facts, address, renewing=True)
             exchange.lead(flight, key)
             landed = True
             if self._policy is not None and (policy := self._policy(HTTPConnection(scope))) is not None:
@@ -259,9 +261,19 @@ def _not_public(policy: Policy) -> Policy:
     )
 
 
-async def _nobody_sends() -> Message:
-    return {"type": "http.request", "body": b"", "more_body": False}
+def _silent_client() -> Receive:
+    """A client that has sent its request and waits, for ever."""
+    sent = False
+
+    async def receive() -> Message:
+        nonlocal sent
+        if sent:
+            await anyio.sleep_forever()
+        sent = True
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    return receive
 
 
-async def _nobody_reads(message: Message) -> None:
+async def _discard(message: Message) -> None:
     return None

@@ -15,6 +15,9 @@ from asynctag.tags import check_tag
 
 T = TypeVar("T")
 
+#: Where the request's `RequestCache` stands in the ASGI scope.
+SCOPE_KEY = "asynctag"
+
 
 class RequestCache:
     """Tagged access to the cache, bound to a request: what is used and tagged counts for its response."""
@@ -64,7 +67,7 @@ class RequestCache:
 
 def cache_of(connection: HTTPConnection) -> RequestCache:
     """The cache of this request or websocket. Raises `ConfigurationError` without the middleware."""
-    found = connection.scope.get("asynctag")
+    found = connection.scope.get(SCOPE_KEY)
     if not isinstance(found, RequestCache):
         raise ConfigurationError(
             "there is no CacheMiddleware around this application: app.add_middleware(CacheMiddleware, cache=cache)"

@@ -6,6 +6,7 @@ from functools import partial, wraps
 from typing import Any, TypeVar
 
 import anyio.to_thread
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from asynctag.cached import resolve_annotations
@@ -113,6 +114,7 @@ def make_policy(
 def endpoint_with(endpoint: Callable[..., Any], policy: Policy, tags_of: TagsOf) -> Any:
     """The endpoint, with its hits served in its place. Async, whatever the endpoint is: a hit needs no thread."""
     is_async = inspect.iscoroutinefunction(endpoint)
+    names = tuple(inspect.signature(endpoint).parameters)
 
     @wraps(endpoint)
     async def cached_endpoint(*args: Any, **kwargs: Any) -> Any:
@@ -123,7 +125,7 @@ def endpoint_with(endpoint: Callable[..., Any], policy: Policy, tags_of: TagsOf)
                 f"application: app.add_middleware(CacheMiddleware, cache=cache)"
             )
         if exchange:
-            reply = await reply_from(exchange, policy, tags_of, _values(endpoint, args, kwargs))
+            reply = await reply_from(exchange, policy, tags_of, _values(names, args, kwargs))
             if reply is not None:
                 return reply
         if is_async:
@@ -153,7 +155,7 @@ class StoredReply(Response):
         self.status_code = start["status"]
         self.raw_headers = start["headers"]
         self.body = body["body"]
-        self.background = None
+        self.background: BackgroundTask | None = None
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         for message in self._messages:
@@ -178,13 +180,13 @@ def routes_of(app: object) -> Iterator[object]:
             yield route
 
 
-def _values(endpoint: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, object]:
+def _values(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, object]:
     """The validated arguments, and for an endpoint that gets the request alone, the path parameters."""
     if not args:
         return kwargs
-    values = dict(zip(inspect.signature(endpoint).parameters, args, strict=False)) | kwargs
-    path_params = next((arg.path_params for arg in reversed(args) if hasattr(arg, "path_params")), None)
-    return {**path_params, **values} if path_params else values
+    values = dict(zip(names, args, strict=False)) | kwargs
+    request = args[-1]
+    return {**request.path_params, **values} if hasattr(request, "path_params") else values
 
 
 def _takes_request_alone(endpoint: Callable[..., Any]) -> bool:
@@ -199,5 +201,5 @@ def _check_endpoint(endpoint: object) -> None:
         raise ConfigurationError(f"cache_response goes over an endpoint function, not over {endpoint!r}")
     if inspect.isasyncgenfunction(endpoint) or inspect.isgeneratorfunction(endpoint):
         raise ConfigurationError(
-            f"{endpoint.__qualname__} is a generator: return a StreamingResponse over it instead, which is stored as a whole"
+            f"{endpoint!r} is a generator: return a StreamingResponse over it instead, which is stored as a whole"
         )

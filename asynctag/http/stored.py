@@ -29,7 +29,7 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def answer(
         self, request: RequestFacts, now: float, cache_status: bytes | None, extra: Headers = ()
     ) -> tuple[Message, Message]:
-        """The messages that answer `request` at `now` (seconds since the epoch): 304 where the client has it already."""
+        """The messages that answer `request` at `now`, in seconds since the epoch: a 304 where the client has it."""
         age = b"%d" % max(0.0, now - self.born)
         if (request.if_none_match or request.if_modified_since) and not_modified(
             request, self.etag, self.last_modified
@@ -47,9 +47,7 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
         )
 
 
-def make_stored(
-    status: int, headers: Headers, body: bytes, *, now: float, age: float, public: bool
-) -> StoredResponse:
+def make_stored(status: int, headers: Headers, body: bytes, *, now: float, age: float, public: bool) -> StoredResponse:
     """`headers` as they are sent, those of one connection or one answer among them."""
     kept = stored_headers(headers)
     fields = dict(kept)

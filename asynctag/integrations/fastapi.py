@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import anyio.from_thread
 
 try:
-    from fastapi import Depends, FastAPI
+    from fastapi import Depends
 except ModuleNotFoundError as error:  # pragma: no cover - depends on what is installed
     raise ModuleNotFoundError("asynctag.integrations.fastapi needs FastAPI: pip install asynctag[fastapi]") from error
 from starlette.requests import HTTPConnection

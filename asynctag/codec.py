@@ -1,4 +1,4 @@
-"""Values to bytes and back, and the proof that they come back the same.
+"""Values to bytes and back, stored only with proof that they come back the same.
 
 A codec belongs to a type. msgspec does the work for plain types; Pydantic's TypeAdapter does it where the annotation
 holds a model, with the set of fields kept. Whatever is stored has been decoded once before and compared with the

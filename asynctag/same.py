@@ -1,4 +1,4 @@
-"""Whether a value came back as it went in: the same types and values, all the way down, or the first place that differs.
+"""Whether a value came back as it went in: the same types and values, all the way down; if not, the first place.
 
 Equal is not enough. `1 == 1.0 == True`, `-0.0 == 0.0`, `Decimal("1.5") == Decimal("1.50")`, and two datetimes are equal
 in any two zones: a hit that gave the one for the other would not give what the miss gave.
@@ -24,16 +24,19 @@ AS_ANNOTATED: Final = "return what the annotation says"
 _UNCHANGED: Final = "encoding and decoding must not change a value"
 _MISSING: Final = object()
 
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 40
+
 Trail: typing.TypeAlias = "tuple[Trail, str, object] | None"
 """Steps to a place: those before, a prefix, a name or an index. Made into text only if there is something to say."""
 
 
 class Difference(NamedTuple):
-    """The first place where two values differ, as an error says it."""
+    """The first place where two values differ, what is wrong there, what was there, and what to do."""
 
     path: str
     said: str
-    was: Any
+    was: object
     advice: str
 
 
@@ -53,15 +56,12 @@ class _DifferenceError(Exception):
 
 
 def render(trail: Trail) -> str:
+    """The path to a place: `.variants[1].price`."""
     steps: list[str] = []
     while trail is not None:
         trail, prefix, key = trail
         steps.append(f".{key}" if prefix == "." else prefix if key is None else f"{prefix}[{_short.repr(key)}]")
     return "".join(reversed(steps))
-
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 40
 
 
 def parts(value: Any) -> Iterator[tuple[str, object, Any]]:

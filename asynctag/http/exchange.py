@@ -16,20 +16,18 @@ from asynctag.flight import Fate, Flight
 from asynctag.http.guards import effective_route
 from asynctag.http.headers import Forward, cache_status, make_etag, parse_age
 from asynctag.http.rules import (
-    Dimensions,
     Policy,
     RequestFacts,
     Storable,
-    dimensions,
     may_serve,
     not_modified,
     not_modified_headers,
     storable,
-    variant_key,
     why_bypass,
 )
 from asynctag.http.stored import RESPONSES, StoredResponse, field, make_stored
-from asynctag.names import describe, key_name
+from asynctag.http.variants import Dimensions, dimensions, shortened, url_base, variant_key
+from asynctag.names import KEY, describe
 from asynctag.scope import Scope, current_scope
 
 if TYPE_CHECKING:
@@ -54,28 +52,27 @@ current_exchange: ContextVar["Exchange | Literal[False] | None"] = ContextVar("a
 class Address:
     """Where a request goes: what its keys are made of."""
 
-    __slots__ = ("headers", "host", "path", "query", "scheme")
+    __slots__ = ("_base", "headers", "path", "query")
 
     def __init__(self, asgi: AsgiScope) -> None:
         self.headers: list[tuple[bytes, bytes]] = asgi["headers"]
-        self.scheme: str = asgi.get("scheme", "http")
         raw: bytes | None = asgi.get("raw_path")
         # As it was sent: two spellings of a path may mean two things to the application.
         self.path: str = raw.partition(b"?")[0].decode("latin-1") if raw else asgi["path"]
         self.query: bytes = asgi.get("query_string", b"")
-        self.host = ""
+        host = ""
         for name, value in self.headers:
             if name == b"host":
-                self.host = value.decode("latin-1").lower()
+                host = value.decode("latin-1").lower()
                 break
+        self._base = url_base(asgi.get("scheme", "http"), host, self.path)
 
     def record_key(self, namespace: str) -> str:
         """Under which the URL's first record is kept: what tells its responses apart."""
-        return key_name(namespace, f"http record {len(self.host)} {self.scheme}://{self.host}{self.path}")
+        return f"{namespace}|{KEY}|http record {shortened(self._base)}"
 
     def response_key(self, namespace: str, dims: Dimensions) -> str:
-        text = variant_key(self.scheme, self.host, self.path, self.query, self.headers, dims)
-        return key_name(namespace, f"http {text}")
+        return f"{namespace}|{KEY}|http {variant_key(self._base, self.query, self.headers, dims)}"
 
 
 class Stored(NamedTuple):

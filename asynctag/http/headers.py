@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC
-from email.utils import formatdate, parsedate_to_datetime
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from hashlib import blake2b
 from math import floor
@@ -25,18 +25,12 @@ _OWS = b" \t"
 _LIST_BREAK = re.compile(rb'[,"\\]')
 _DIGITS = re.compile(rb"[0-9]+")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_UNSAFE = re.compile(rb"[\r\n\0]")
 _ETAG = re.compile(rb'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _ETAG_MEMBER = re.compile(rb'[ \t,]*(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|\Z)')
 _ASCTIME = re.compile(r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ 0-9][0-9] [0-9]{2}:[0-9]{2}:[0-9]{2} [0-9]{4}")
 _SF_TOKEN = re.compile(r"[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*")
 _SF_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if code != 0x25)
 _SF_INTEGER_MAX = 10**15 - 1
-
-
-def is_header_safe(value: bytes) -> bool:
-    """Whether `value` can stand in a header field: no CR, LF or NUL (RFC 9110 §5.5)."""
-    return _UNSAFE.search(value) is None
 
 
 def is_field_name(name: bytes) -> bool:
@@ -72,7 +66,7 @@ def split_list(line: bytes) -> list[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class CacheControl:
-    """The directives of `Cache-Control` (RFC 9111 §5.2, RFC 5861, RFC 8246). `None` is a directive that is not there.
+    """The directives of `Cache-Control` that count here (RFC 9111 §5.2, RFC 5861). `None` is one that is not there.
 
     `private` and `no-cache` with field names are taken for the unqualified forms, as §5.2.2.4 and §5.2.2.7 allow.
     `max-stale` without a value is `DELTA_MAX`.
@@ -91,9 +85,6 @@ class CacheControl:
     only_if_cached: bool = False
     max_stale: int | None = None
     min_fresh: int | None = None
-    no_transform: bool = False
-    must_understand: bool = False
-    immutable: bool = False
 
 
 _FLAGS = {
@@ -106,14 +97,8 @@ _FLAGS = {
         b"must-revalidate",
         b"proxy-revalidate",
         b"only-if-cached",
-        b"no-transform",
-        b"must-understand",
-        b"immutable",
     )
 }
-_PERMISSIONS = frozenset({b"public", b"immutable"})
-"""Flags that allow more caching: with an argument that they do not take, they are malformed and do not count."""
-
 _DELTAS: dict[bytes, tuple[str, Callable[[int, int], int], int]] = {
     # directive: (attribute, which of two conflicting values counts, what an unreadable one counts as) (§4.2.1)
     b"max-age": ("max_age", min, 0),
@@ -138,7 +123,7 @@ def _parse_directives(line: bytes) -> CacheControl:
         name, has_argument, argument = member.partition(b"=")
         name = name.strip(_OWS).lower()
         if flag := _FLAGS.get(name):
-            if not (has_argument and name in _PERMISSIONS):
+            if not (has_argument and name == b"public"):  # it allows more, and takes no argument: this one is malformed
                 flags[flag] = True
         elif delta := _DELTAS.get(name):
             attribute, stricter, unreadable = delta
@@ -221,24 +206,12 @@ def http_date(value: bytes) -> float | None:
         return None
 
 
-def format_http_date(seconds: float) -> bytes:
-    """`seconds` as an IMF-fixdate (RFC 9110 §5.6.7)."""
-    return formatdate(seconds, usegmt=True).encode("ascii")
-
-
-def normalise_query(query: bytes, allowed: Collection[bytes] | None = None) -> bytes:
-    """The query with its pairs sorted by name; with `allowed`, only the pairs of those names.
+def sort_query(query: bytes, names: Collection[str] | None) -> bytes:
+    """The query with its pairs sorted by name; with `names`, only the pairs of those names.
 
     The values of one name keep their order. Names are compared as an application decodes them: `%61=1` is not hidden
     from a key that holds `a`. Only `&` separates, as in the URL standard. The text of the pairs stays as it was sent.
     """
-    if allowed is None:
-        return sort_query(query, None)
-    return sort_query(query, frozenset(name.decode("utf-8", "replace") for name in allowed))
-
-
-def sort_query(query: bytes, names: Collection[str] | None) -> bytes:
-    """`normalise_query` for names that are decoded already."""
     if not query or (names is None and b"&" not in query):
         return query
     pairs = [(_decoded_name(pair), pair) for pair in query.split(b"&")]
@@ -277,11 +250,8 @@ def cache_status(
     *,
     hit: bool = False,
     fwd: Forward | None = None,
-    fwd_status: int | None = None,
     ttl: float | None = None,
     stored: bool = False,
-    collapsed: bool = False,
-    key: str | None = None,
     detail: str | None = None,
     name: str = "asynctag",
 ) -> bytes:
@@ -293,16 +263,10 @@ def cache_status(
         parts.append("hit")
     if fwd is not None:
         parts.append(f"fwd={fwd}")
-    if fwd_status is not None:
-        parts.append(f"fwd-status={fwd_status}")
     if ttl is not None:
         parts.append(f"ttl={floor(max(-_SF_INTEGER_MAX, min(_SF_INTEGER_MAX, ttl)))}")
-    if collapsed:
-        parts.append("collapsed")
     if stored:
         parts.append("stored")
-    if key is not None:
-        parts.append(f"key={_sf_string(key)}")
     if detail is not None:
         parts.append(f"detail={_sf_string(detail)}")
     return "; ".join(parts).encode("ascii")

@@ -11,7 +11,6 @@ from starlette.requests import HTTPConnection
 from asynctag.backends.base import Entry
 from asynctag.cache import Cache
 from asynctag.errors import ConfigurationError
-from asynctag.fill import load
 from asynctag.flight import Fate, Flight
 from asynctag.http.exchange import (
     DIMENSIONS,
@@ -27,8 +26,9 @@ from asynctag.http.guards import why_not_public
 from asynctag.http.headers import cache_status, is_field_name
 from asynctag.http.request import SCOPE_KEY, RequestCache
 from asynctag.http.routes import policy_of, routes_of
-from asynctag.http.rules import Dimensions, Policy, RequestFacts, Store, read_request, why_bypass
+from asynctag.http.rules import Policy, RequestFacts, Store, read_request, why_bypass
 from asynctag.http.stored import RESPONSES, StoredResponse
+from asynctag.http.variants import Dimensions
 from asynctag.names import user_tags
 
 logger = logging.getLogger("asynctag")
@@ -77,6 +77,7 @@ class CacheMiddleware:
         self.store: Store = store
         self.max_body = max_body
         self.name = name
+        self._token = cache_status(name=name)
         self._policy = policy
         self._exposed_as = expose_tags.lower().encode() if expose_tags is not None else None
         self._public: dict[int, tuple[object, Policy]] = {}  # routes that were found to stand behind no guard
@@ -106,18 +107,16 @@ class CacheMiddleware:
         """A hit that can be told at once, without waiting."""
         peek, namespace = self.cache._peek, self.cache.namespace
         record = peek(address.record_key(namespace))
-        if record is None or facts.cache_control is not None:
+        if record is None or record.codec is not DIMENSIONS or facts.cache_control is not None:
             return None
-        dims = load(record, DIMENSIONS)
-        if not isinstance(dims, Dimensions) or not _answers(dims, facts):
+        dims: Dimensions = record.load()
+        if not _answers(dims, facts):
             return None
         entry = peek(address.response_key(namespace, dims))
-        if entry is None:
+        if entry is None or entry.codec is not RESPONSES:
             return None
-        response = load(entry, RESPONSES)
-        if not isinstance(response, StoredResponse) or not response.public:
-            return None
-        return self.answer(response, entry, facts, stale=False)
+        response: StoredResponse = entry.load()
+        return self.answer(response, entry, facts, stale=False) if response.public else None
 
     async def _forward(
         self, scope: AsgiScope, receive: Receive, send: Send, facts: RequestFacts, address: Address
@@ -163,9 +162,10 @@ class CacheMiddleware:
         self, response: StoredResponse, entry: Entry, facts: RequestFacts, *, stale: bool
     ) -> tuple[Message, Message]:
         """The messages with which a stored response answers a request."""
-        ttl = entry.fresh_until - self.cache._filling().backend.clock()
-        status = cache_status(hit=True, ttl=min(ttl, -1.0) if stale else ttl, name=self.name)
-        return response.answer(facts, time.time(), status, self.exposed(entry.tags))
+        ttl = int(entry.fresh_until - self.cache._filling().backend.clock())
+        status = (b"cache-status", b"%s; hit; ttl=%d" % (self._token, min(ttl, -1) if stale else ttl))
+        extra = [status, *self.exposed(entry.tags)] if self._exposed_as is not None else (status,)
+        return response.answer(facts, time.time(), extra)
 
     def exposed(self, names: Iterable[str]) -> list[tuple[bytes, bytes]]:
         """The tags of a response as a header, where that was asked for."""

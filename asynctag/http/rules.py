@@ -5,28 +5,22 @@ Ages, lifetimes and times are seconds. A rule that refuses says why, in a word t
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from math import isfinite
 from typing import Literal
 
 from asynctag.errors import ConfigurationError
 from asynctag.http.headers import (
     CacheControl,
-    cookie_values,
     etag_matches,
     http_date,
     is_field_name,
     parse_age,
     parse_cache_control,
     parse_vary,
-    sort_query,
 )
 
 Headers = Iterable[tuple[bytes, bytes]]
 Store = Literal["declared", "rfc9111"]
-
-MAX_PLAIN_KEY = 512
-"""Keys longer than this, in bytes, are hashed."""
 
 # --- requests
 
@@ -374,11 +368,6 @@ def freshness(directives: CacheControl, fields: Mapping[bytes, list[bytes]], now
     return min(0.0 if end is None else max(0.0, end - (now if date is None else date)) for end in ends)
 
 
-def current_age(age: float, stored_at: float, now: float) -> float:
-    """The age of what was stored at `stored_at` with that `Age` (RFC 9111 §4.2.3). A clock set back adds nothing."""
-    return age + max(0.0, now - stored_at)
-
-
 def _stale_periods(directives: CacheControl, policy: Policy | None) -> tuple[float, float]:
     # RFC 9111 §4.2.4: these forbid serving stale; s-maxage does as it implies proxy-revalidate (§5.2.2.10)
     if directives.must_revalidate or directives.proxy_revalidate or directives.s_maxage is not None:
@@ -440,90 +429,3 @@ def not_modified_headers(headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
     pairs = tuple(headers)
     has_etag = any(name == b"etag" for name, _ in pairs)
     return tuple([p for p in pairs if p[0] in _KEPT_BY_304 or (p[0] == b"last-modified" and not has_etag)])
-
-
-# --- keys
-
-
-@dataclass(frozen=True, slots=True)
-class Dimensions:
-    """What tells the responses of one URL apart, and how they may be served. Kept in the URL's first record.
-
-    `cookies=None`: a request with cookies bypasses the cache. `query=None`: the whole query. `head`: the application
-    answers HEAD as it does GET.
-    """
-
-    vary: tuple[bytes, ...] = ()
-    cookies: tuple[str, ...] | None = None
-    query: tuple[str, ...] | None = None
-    public: bool = False
-    head: bool = False
-
-
-def dimensions(policy: Policy | None, headers: Headers, *, public: bool, head: bool = False) -> Dimensions | None:
-    """The dimensions of a response: what its policy names and what its own `Vary` does. `None` for `Vary: *`."""
-    own = parse_vary(_fields(headers).get(b"vary", ()))
-    if own is None:
-        return None
-    if policy is None:
-        return Dimensions(vary=own, public=public, head=head)
-    vary = {*policy.vary_fields, *own}
-    if policy.cookies is not None and b"cookie" not in policy.vary_fields:
-        vary.discard(b"cookie")  # the policy says which cookies that means
-    return Dimensions(tuple(sorted(vary)), policy.cookies, policy.query, public, head)
-
-
-def merge(a: Dimensions, b: Dimensions) -> Dimensions:
-    """What tells apart everything that either does. Where one bypasses on cookies, or does not serve before routing,
-    both do."""
-    return Dimensions(
-        vary=tuple(sorted({*a.vary, *b.vary})),
-        cookies=None if a.cookies is None or b.cookies is None else tuple(sorted({*a.cookies, *b.cookies})),
-        query=None if a.query is None or b.query is None else tuple(sorted({*a.query, *b.query})),
-        public=a.public and b.public,
-        head=a.head and b.head,
-    )
-
-
-def variant_key(scheme: str, host: str, path: str, query: bytes, headers: Headers, dims: Dimensions) -> str:
-    """The key of the response to this request. Every part stands with its length, and the dimensions with their
-    names, so that no request can be written to meet another's key, nor an entry of other dimensions."""
-    sent = sort_query(query, dims.query).decode("latin-1")
-    key = f"{len(scheme)},{len(host)},{len(path)},{len(sent)}:{scheme}://{host}{path}?{sent}"
-    if dims.vary or dims.cookies is not None or dims.query is not None:
-        key += _variant(headers, dims)
-    if len(key) <= MAX_PLAIN_KEY and key.isascii():
-        return key
-    encoded = key.encode("utf-8", "surrogatepass")
-    if len(encoded) <= MAX_PLAIN_KEY and not any("\ud800" <= char <= "\udfff" for char in key):
-        return key
-    return "#" + blake2b(encoded, digest_size=32).hexdigest()
-
-
-def _variant(headers: Headers, dims: Dimensions) -> str:
-    # Lines of one field are kept apart, finer than RFC 9111 §4.1 asks: an application may read only the first.
-    lines: dict[bytes, list[bytes]] = {name: [] for name in dims.vary}
-    wanted = lines.keys() | {b"cookie"}
-    cookie_lines: list[bytes] = []
-    for name, value in headers:
-        if name in wanted:
-            if name == b"cookie":
-                cookie_lines.append(value)
-            if name in lines:
-                lines[name].append(value.strip(b" \t"))
-    parts: list[str] = []
-    for name, values in lines.items():
-        parts.append(f"h{_framed(name.decode('latin-1'))}")
-        parts.extend(_framed(value.decode("latin-1")) for value in values)
-    if dims.cookies is not None:
-        parts.append(f"c{len(dims.cookies)};")
-        for cookie, sent in cookie_values(cookie_lines, dims.cookies):
-            parts.append(_framed(cookie) + ("-" if sent is None else _framed(sent)))
-    if dims.query is not None:
-        parts.append(f"q{len(dims.query)};")
-        parts.extend(_framed(name) for name in dims.query)
-    return "".join(parts)
-
-
-def _framed(text: str) -> str:
-    return f"{len(text)}:{text}"

@@ -26,30 +26,29 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
     etag: bytes | None
     last_modified: bytes | None
 
-    def answer(
-        self, request: RequestFacts, now: float, cache_status: bytes | None, extra: Headers = ()
-    ) -> tuple[Message, Message]:
+    def answer(self, request: RequestFacts, now: float, extra: Headers) -> tuple[Message, Message]:
         """The messages that answer `request` at `now`, in seconds since the epoch: a 304 where the client has it."""
-        age = b"%d" % max(0.0, now - self.born)
+        status, headers, body = self.status, self.headers, self.body
         if (request.if_none_match or request.if_modified_since) and not_modified(
             request, self.etag, self.last_modified
         ):
-            headers = [*not_modified_headers(self.headers), (b"age", age), *extra]
-            status, body = 304, b""
-        else:
-            headers = [*self.headers, (b"content-length", b"%d" % len(self.body)), (b"age", age), *extra]
-            status, body = self.status, self.body if request.method != "HEAD" else b""
-        if cache_status is not None:
-            headers.append((b"cache-status", cache_status))
+            status, headers, body = 304, not_modified_headers(headers), b""
+        elif request.method == "HEAD":
+            body = b""
+        age = int(now - self.born)
         return (
-            {"type": "http.response.start", "status": status, "headers": headers},
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [*headers, (b"age", b"%d" % age if age > 0 else b"0"), *extra],
+            },
             {"type": "http.response.body", "body": body, "more_body": False},
         )
 
 
 def make_stored(status: int, headers: Headers, body: bytes, *, now: float, age: float, public: bool) -> StoredResponse:
     """`headers` as they are sent, those of one connection or one answer among them."""
-    kept = stored_headers(headers)
+    kept = (*stored_headers(headers), (b"content-length", b"%d" % len(body)))
     fields = dict(kept)
     modified = fields.get(b"last-modified")
     return StoredResponse(

@@ -1,0 +1,100 @@
+"""What tells the responses of one URL apart, and the key under which each is kept: functions, without I/O or clocks."""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from asynctag.http.headers import cookie_values, parse_vary, sort_query
+from asynctag.http.rules import Headers, Policy
+
+MAX_PLAIN_KEY = 512
+"""Keys longer than this, in bytes, are hashed."""
+
+NO_COOKIES = "c0;"
+"""What a key ends with where the policy says that no cookie matters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dimensions:
+    """What tells the responses of one URL apart, and how they may be served. Kept in the URL's first record.
+
+    `cookies=None`: a request with cookies bypasses the cache. `query=None`: the whole query. `head`: the application
+    answers HEAD as it does GET.
+    """
+
+    vary: tuple[bytes, ...] = ()
+    cookies: tuple[str, ...] | None = None
+    query: tuple[str, ...] | None = None
+    public: bool = False
+    head: bool = False
+
+
+def dimensions(policy: Policy | None, headers: Headers, *, public: bool) -> Dimensions | None:
+    """The dimensions of a response: what its policy names and what its own `Vary` does. `None` for `Vary: *`."""
+    own = parse_vary(value for name, value in headers if name.lower() == b"vary")
+    if own is None:
+        return None
+    if policy is None:
+        return Dimensions(vary=own, public=public)
+    vary = {*policy.vary_fields, *own}
+    if policy.cookies is not None and b"cookie" not in policy.vary_fields:
+        vary.discard(b"cookie")  # the policy says which cookies that means
+    return Dimensions(tuple(sorted(vary)), policy.cookies, policy.query, public)
+
+
+def url_base(scheme: str, host: str, path: str) -> str:
+    """A URL without its query, each part with its length: no host can be sent that makes one URL look like another."""
+    return f"{len(scheme)},{len(host)},{len(path)}:{scheme}://{host}{path}"
+
+
+def variant_key(base: str, query: bytes, headers: Headers, dims: Dimensions) -> str:
+    """The key of the response to this request at `url_base(...)`, whose parts stand with their lengths.
+
+    So do the others here, and the dimensions with their names: no request can be written to meet another's key, nor
+    an entry of other dimensions.
+    """
+    sent = sort_query(query, dims.query).decode("latin-1") if query else ""
+    key = f"{len(sent)},{base}?{sent}"
+    if dims.vary or dims.cookies or dims.query is not None:
+        key += _variant(headers, dims)
+    elif dims.cookies is not None:
+        key += NO_COOKIES
+    return shortened(key)
+
+
+def shortened(key: str) -> str:
+    """`key`, or its hash where it is long or not plain text."""
+    if len(key) <= MAX_PLAIN_KEY and key.isascii():
+        return key
+    encoded = key.encode("utf-8", "surrogatepass")
+    if len(encoded) <= MAX_PLAIN_KEY and not any("\ud800" <= char <= "\udfff" for char in key):
+        return key
+    return "#" + blake2b(encoded, digest_size=32).hexdigest()
+
+
+def _variant(headers: Headers, dims: Dimensions) -> str:
+    # Lines of one field are kept apart, finer than RFC 9111 §4.1 asks: an application may read only the first.
+    lines: dict[bytes, list[bytes]] = {name: [] for name in dims.vary}
+    wanted = lines.keys() | {b"cookie"}
+    cookie_lines: list[bytes] = []
+    for name, value in headers:
+        if name in wanted:
+            if name == b"cookie":
+                cookie_lines.append(value)
+            if name in lines:
+                lines[name].append(value.strip(b" \t"))
+    parts: list[str] = []
+    for name, values in lines.items():
+        parts.append(f"h{_framed(name.decode('latin-1'))}")
+        parts.extend(_framed(value.decode("latin-1")) for value in values)
+    if dims.cookies is not None:
+        parts.append(f"c{len(dims.cookies)};")
+        for cookie, sent in cookie_values(cookie_lines, dims.cookies):
+            parts.append(_framed(cookie) + ("-" if sent is None else _framed(sent)))
+    if dims.query is not None:
+        parts.append(f"q{len(dims.query)};")
+        parts.extend(_framed(name) for name in dims.query)
+    return "".join(parts)
+
+
+def _framed(text: str) -> str:
+    return f"{len(text)}:{text}"

@@ -123,12 +123,18 @@ class Filler:
         """A value of `job` to serve, from the backend or from another's flight; else it is the caller's turn."""
         came = self.flights.begun
         landings = self.flights.landings(job.key)
+        found = await self.look(job, parent)
+        if found.value is MISSING:
+            return await self._queue(job, parent, came, found.reading, landings, None)
+        return found
+
+    async def look(self, job: Job, parent: Scope | None) -> Found:
+        """A value of `job` to serve from the backend."""
         reading = await self.read(job.key)
         value = self.serve(job, reading, parent)
-        if value is MISSING:
-            return await self._queue(job, parent, came, reading, landings, None)
-        assert reading is not None
-        return Found(value, reading.entry, reading.stale)
+        if value is MISSING or reading is None:
+            return Found(MISSING, reading=reading)
+        return Found(value, reading.entry, reading.stale, reading)
 
     async def _queue(
         self,
@@ -144,21 +150,21 @@ class Filler:
         It has found nothing in `reading`, or was left without a result by the flight `after`.
         """
         inside = _flights_around(parent)
-        value: Any = MISSING
         refusals = 0
-        while value is MISSING:
+        while True:
             turn, flight = self.flights.board(job.key, self.backend.clock(), landings, after)
             if flight is None:
                 if turn is Turn.ALONE:
                     return Found(MISSING, reading=reading)
                 landings = self.flights.landings(job.key)
-                reading = await self.read(job.key)
-                value = self.serve(job, reading, parent)
+                found = await self.look(job, parent)
+                if found.value is not MISSING:
+                    return found
+                reading = found.reading
             elif turn is Turn.LEAD:
-                if after is not None:
-                    reading, value = await self._look_again(job, flight, parent)
-                if value is MISSING:
+                if after is None:
                     return Found(MISSING, reading=reading, flight=flight)
+                return await self._look_again(job, flight, parent)
             else:
                 if not await self._wait(job, flight, inside, parent):
                     return Found(MISSING, reading=reading)
@@ -170,20 +176,18 @@ class Filler:
                 if refusals == 2:  # nobody waits for more than two
                     return Found(MISSING, reading=reading)
                 after, landings = flight, None
-        assert reading is not None
-        return Found(value, reading.entry, reading.stale)
 
-    async def _look_again(self, job: Job, flight: Flight, parent: Scope | None) -> tuple[Reading | None, Any]:
+    async def _look_again(self, job: Job, flight: Flight, parent: Scope | None) -> Found:
         """The look-up with which a flight begins that is to serve those whom another left without a result."""
         try:
-            reading = await self.read(job.key)
+            found = await self.look(job, parent)
         except BaseException:
             self.flights.land(flight, Fate.CANCELLED)
             raise
-        value = self.serve(job, reading, parent)
-        if value is not MISSING and reading is not None:
-            self.flights.land(flight, Fate.UNCHECKED, entry=reading.entry, stale=reading.stale)
-        return reading, value
+        if found.value is MISSING:
+            return found._replace(flight=flight)
+        self.flights.land(flight, Fate.UNCHECKED, entry=found.entry, stale=found.stale)
+        return found
 
     async def refresh(self, job: Job) -> Any:
         """Compute `job` now and store it, whatever is cached."""

@@ -283,16 +283,19 @@ class MemoryBackend(Backend):
             if self._swept is self._stamp and now < self._first_end:
                 return None
             self._sweep_at, self._sweeping, self._first_end = self._oldest, self._stamp, inf
+        found = None
         for _ in range(SWEEP):
             node = self._sweep_at
-            if node is None:
-                self._swept = self._sweeping
-                return None
+            if node is None or found is not None:
+                break
             self._sweep_at = node.newer
             if now >= node.expires or (node.checked is not self._stamp and self._is_dead(node)):
-                return node
-            self._first_end = min(self._first_end, node.expires)
-        return None
+                found = node
+            else:
+                self._first_end = min(self._first_end, node.expires)
+        if self._sweep_at is None:
+            self._swept = self._sweeping
+        return found
 
     def _is_dead(self, node: _Node) -> bool:
         return self._why_invalid(node) is not None or (self._is_softened(node) and not node.has_stale_period)

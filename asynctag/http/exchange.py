@@ -28,7 +28,7 @@ from asynctag.http.rules import (
 from asynctag.http.stored import RESPONSES, StoredResponse, field, make_stored
 from asynctag.http.variants import Dimensions, dimensions, shortened, url_base, variant_key
 from asynctag.names import KEY, describe
-from asynctag.scope import Scope, current_scope
+from asynctag.scope import Scope, current_scope, live_scope
 
 if TYPE_CHECKING:
     from asynctag.http.middleware import CacheMiddleware
@@ -114,6 +114,7 @@ class Exchange:
             f"the response to {facts.method} {address.path}",
             filler.backend if filler is not None else None,
             self.cache.namespace,
+            live_scope(),  # where a cached computation calls the application
             renewing=renewing,
         )
         #: What tells the URL's responses apart, as far as it is known.
@@ -149,7 +150,10 @@ class Exchange:
             if key == self._key and self._flight is not None:
                 return None  # looked up before routing, and led since
             self.land(Fate.CANCELLED)
-            found = await filler.find(self._job(key, Expiry(1.0)), self.scope)
+            job = self._job(key, Expiry(1.0))
+            # A HEAD brings nothing that could be stored: nobody is to wait for it.
+            search = filler.look if self.facts.method == "HEAD" else filler.find
+            found = await search(job, self.scope)
             if found.value is not MISSING and found.entry is not None:
                 stored = Stored(found.value, found.entry, found.stale)
                 if self._wants(stored):
@@ -159,8 +163,10 @@ class Exchange:
             self.lead(found.flight, key)
             if found.reading is not None:
                 self._miss = found.reading.miss
+            if found.flight is not None:
+                return None
             known = record_of(await filler.read(self.address.record_key(self.cache.namespace)))
-            if found.flight is not None or known is None or set(known.vary) <= set(dims.vary):
+            if known is None or set(known.vary) <= set(dims.vary):
                 return None
             # The response that was waited for turned out to vary by more than was known.
             dims = replace(dims, vary=tuple(sorted({*dims.vary, *known.vary})))
@@ -241,12 +247,16 @@ class Exchange:
                 self.land(Fate.UNSHARED)
                 raise
         finally:
-            self.scope.closed = True
-            self.land(Fate.CANCELLED)
+            self.end()
             current_exchange.reset(exchange_token)
             current_scope.reset(scope_token)
         if self.facts.method == "HEAD" and self.dims is not None and not self.dims.head and self._succeeded:
             await self._keep_record(replace(self.dims, head=True))  # the application accepts it
+
+    def end(self) -> None:
+        """Nothing more comes of this request: who still waits for it goes on, and what was gathered goes up."""
+        self.land(Fate.CANCELLED)
+        self.scope.hand_up()
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -359,7 +369,7 @@ class Exchange:
         length = field(headers, b"content-length")
         dims = dimensions(self.policy, headers, public=lifetime.public)
         if self._gone or dims is None or (length is not None and length != b"%d" % recording.size):
-            self.land(Fate.UNSHARED)
+            self.land(Fate.CANCELLED if self._gone else Fate.UNSHARED)
             return
         if self.dims is not None:
             dims = replace(_widened(dims, self.dims.vary), head=self.dims.head)
@@ -368,7 +378,6 @@ class Exchange:
         key = self.address.response_key(self.cache.namespace, dims)
         if key != self._key:
             self.land(Fate.UNSHARED)  # those who wait asked for something else
-        flight, self._flight = self._flight, None
         expiry = Expiry(
             ttl=min(lifetime.lifetime, self.cache.max_ttl),
             stale_while_revalidate=lifetime.stale_while_revalidate,
@@ -384,7 +393,7 @@ class Exchange:
         # Dependencies may have read what it was built from before its flight began: who waits gets it only if the
         # store accepts it.
         written = await filler.store(
-            job, response, self._reading, flight, self.scope, self._started, unaccepted=Fate.REFUSED
+            job, response, self._reading, self._flight, self.scope, self._started, unaccepted=Fate.REFUSED
         )
         recording.stored = written.accepted
 

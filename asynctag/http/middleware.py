@@ -20,6 +20,7 @@ from asynctag.http.exchange import (
     Message,
     Receive,
     Send,
+    Stored,
     current_exchange,
 )
 from asynctag.http.guards import why_not_public
@@ -30,6 +31,7 @@ from asynctag.http.rules import Policy, RequestFacts, Store, read_request, why_b
 from asynctag.http.stored import RESPONSES, StoredResponse
 from asynctag.http.variants import Dimensions
 from asynctag.names import user_tags
+from asynctag.scope import current_scope
 
 logger = logging.getLogger("asynctag")
 
@@ -116,27 +118,37 @@ class CacheMiddleware:
         if entry is None or entry.codec is not RESPONSES:
             return None
         response: StoredResponse = entry.load()
-        return self.answer(response, entry, facts, stale=False) if response.public else None
+        if not response.public:
+            return None
+        around = current_scope.get()
+        if around is not None:  # a cached computation calls the application
+            around.absorb(entry, self.cache._filling().backend)
+        return self.answer(response, entry, facts, stale=False)
 
     async def _forward(
         self, scope: AsgiScope, receive: Receive, send: Send, facts: RequestFacts, address: Address
     ) -> None:
         exchange = await self._exchange(scope, receive, send, facts, address)
+        try:
+            stored = await self._before_routing(exchange)
+            if stored is None:
+                await exchange.run()
+            else:
+                for message in exchange.hit(stored):
+                    await send(message)
+        finally:
+            exchange.end()
+
+    async def _before_routing(self, exchange: Exchange) -> Stored | None:
+        """A stored response that may be served before the application sees the request."""
         dims = exchange.dims
-        if self._policy is not None:
-            policy = self._policy(HTTPConnection(scope))
-            if policy is not None:
-                exchange.declare(policy if policy.public else _not_public(policy))
-                stored = await exchange.enter()
-                if stored is not None:
-                    await self._answer(exchange.hit(stored), send)
-                    return
-        elif dims is not None and _answers(dims, facts):
-            stored = await exchange.find(dims)
-            if stored is not None and stored.response.public:
-                await self._answer(exchange.hit(stored), send)
-                return
-        await exchange.run()
+        if self._policy is not None and (policy := self._policy(HTTPConnection(exchange.asgi))) is not None:
+            exchange.declare(policy if policy.public else _not_public(policy))
+            return await exchange.enter()
+        if dims is None or not _answers(dims, exchange.facts):
+            return None
+        stored = await exchange.find(dims)
+        return stored if stored is not None and stored.response.public else None
 
     async def _exchange(
         self,
@@ -153,10 +165,6 @@ class CacheMiddleware:
         exchange = Exchange(self, filler, scope, receive, send, facts, address, reading, renewing=renewing)
         scope[SCOPE_KEY] = RequestCache(self.cache, exchange.scope)
         return exchange
-
-    async def _answer(self, messages: Iterable[Message], send: Send) -> None:
-        for message in messages:
-            await send(message)
 
     def answer(
         self, response: StoredResponse, entry: Entry, facts: RequestFacts, *, stale: bool
@@ -180,19 +188,16 @@ class CacheMiddleware:
         headers = [pair for pair in asgi["headers"] if pair[0] not in _OF_ONE_CLIENT]
         scope = {**asgi, "headers": headers}
         facts, address = read_request(scope["method"], scope["headers"]), Address(scope)
-        landed = False
         try:
             exchange = await self._exchange(scope, _silent_client(), _discard, facts, address, renewing=True)
             exchange.lead(flight, key)
-            landed = True
             if self._policy is not None and (policy := self._policy(HTTPConnection(scope))) is not None:
                 exchange.declare(policy)
             await exchange.run()
         except Exception:
             logger.warning("the renewal of %s failed", address.path, exc_info=True)
         finally:
-            if not landed:
-                self.cache._filling().flights.land(flight, Fate.CANCELLED)
+            self.cache._filling().flights.land(flight, Fate.CANCELLED)
 
     def check_public(self, route: object | None, policy: Policy) -> None:
         """Raise where hits before routing would pass by a guard of `route`."""

@@ -32,10 +32,10 @@ def read_parameters(
     except (TypeError, ValueError):
         raise error(f"{what} has no signature to read: give a lambda that names its parameters") from None
     for one in parameters:
-        if one.kind is one.POSITIONAL_ONLY:
+        if one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL):
             raise error(f"{what} takes {one.name!r} by position only: arguments are given by name")
-        variadic = one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
-        if one.name not in known and one.default is one.empty and not variadic and not extra_names:
+        takes_all = one.kind is one.VAR_KEYWORD
+        if one.name not in known and one.default is one.empty and not takes_all and not extra_names:
             raise error(f"{what} takes {one.name!r}, which is not a parameter. {nearest_name(one.name, known)}")
     return parameters
 

@@ -65,7 +65,9 @@ ENVIRONMENTS = {
         Environment("aiocache", ("aiocache", "pydantic"), "benchmarks.workers.with_aiocache"),
         # It imports Starlette's templates without asking for jinja2.
         Environment(
-            "fastapi-cache2", ("fastapi-cache2", "jinja2", "pydantic", *_SERVER), "benchmarks.workers.with_fastapi_cache2"
+            "fastapi-cache2",
+            ("fastapi-cache2", "jinja2", "pydantic", *_SERVER),
+            "benchmarks.workers.with_fastapi_cache2",
         ),
     )
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 OURS, THEIRS, INK, FAINT = "#3b82f6", "#9aa4b0", "#6e7781", "#8b949e55"
-WIDTH, LABELS, VALUES, BAR, GAP = 760, 190, 110, 16, 7
+WIDTH, LABELS, VALUES, BAR, GAP = 760, 270, 100, 16, 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,8 @@ class Plot:
         scale = ", logarithmic scale" if self.log else ""
         lines = [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
-            f'viewBox="0 0 {WIDTH} {height}" role="img" font-family="system-ui, sans-serif" font-size="13" fill="{INK}">',
+            f'viewBox="0 0 {WIDTH} {height}" role="img" font-family="system-ui, sans-serif" font-size="13" '
+            f'fill="{INK}">',
             f"<title>{escape(self.title)}</title>",
             _text(12, 24, self.title, weight=600, size=16),
             _text(12, 44, f"{self.subtitle}{scale}", size=12),

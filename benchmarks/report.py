@@ -55,10 +55,7 @@ class Table:
     def text(self) -> str:
         rows = [[cell.replace("*", "").replace("`", "") for cell in row] for row in [self.headers, *self.rows]]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.rjust(width) if at else cell.ljust(width) for at, (cell, width) in enumerate(zip(row, widths)))
-            for row in rows
-        ]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
         return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
@@ -89,6 +86,10 @@ class Report:
         parts += [one.markdown() for one in [*self.tables, *([goals] if goals else [])]]
         parts += self.notes
         return "\n\n".join(parts)
+
+
+def percent(share: float, digits: int = 0) -> str:
+    return f"{share * 100:.{digits}f} %"
 
 
 def figure(value: float) -> str:

@@ -23,7 +23,7 @@ def calibrate(timed: Timed, aim: float, most: int) -> int:
 def interleave(
     contenders: Mapping[str, Timed], rounds: int, *, aim: float = 0.05, most: int = 1_000_000, fixed: int = 0
 ) -> Series:
-    """Time every contender once a round, in an order that turns with each round. `fixed`: so many times, uncalibrated."""
+    """Time every contender once a round, in an order that turns with each round; `fixed` times, or calibrated."""
     times = {name: fixed or calibrate(timed, aim, most) for name, timed in contenders.items()}
     series: Series = {name: [] for name in contenders}
     for number in range(rounds):

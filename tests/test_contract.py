@@ -6,7 +6,6 @@ from typing import Any
 import anyio
 import pytest
 
-pytest.register_assert_rewrite("asynctag.testing")
 
 from asynctag.backends.base import Backend, Entry, Reading, Stamp, Written  # noqa: E402
 from asynctag.backends.memory import MemoryBackend  # noqa: E402

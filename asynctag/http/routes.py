@@ -173,8 +173,8 @@ def policy_of(endpoint: object) -> Policy | None:
 def routes_of(app: object) -> Iterator[object]:
     """The routes of a Starlette or FastAPI application that can be found before the first request."""
     for route in getattr(app, "routes", None) or ():
-        effective = getattr(route, "effective_candidates", None)
-        if callable(effective):  # a router that FastAPI includes without copying its routes
+        effective: Callable[[], Iterable[object]] | None = getattr(route, "effective_candidates", None)
+        if effective is not None:  # a router that FastAPI includes without copying its routes
             yield from effective()
         else:
             yield route

@@ -32,9 +32,9 @@ class Library:
         """`function`, cached for longer than a run takes, with templates of tags where the library has tags."""
         raise NotImplementedError
 
-    def guarded(self, function: Any) -> Function:
+    def guarded(self, function: Any, *tags: str) -> Function:
         """`function`, cached with whatever the library has against many misses at once."""
-        return self.cached(function)
+        return self.cached(function, *tags)
 
     async def invalidate(self, tag: str) -> None:
         raise NotImplementedError
@@ -59,18 +59,11 @@ class Commands:
         self.library = library
         self._ids = count(1)
         tags = ("product:{product_id}", "products")
-        self.by_payload = {
-            name: library.cached(function, *tags) for name, function in functions.BY_PAYLOAD.items()
-        }
+        self.by_payload = {name: library.cached(function, *tags) for name, function in functions.BY_PAYLOAD.items()}
         self.item = library.cached(functions.item, "item:{item_id}", "group:{group_id}")
         self.stored = library.cached(functions.stored, "item:{item_id}", "group:{group_id}")
         self.slow = library.guarded(functions.slow)
-        self.version = library.cached(functions.version, "version:{item_id}")
-
-    async def versions(self) -> dict[str, str]:
-        import platform
-
-        return {"python": platform.python_version(), "library": self.library.name}
+        self.version = library.guarded(functions.version, "version:{item_id}")
 
     # --- hits
 

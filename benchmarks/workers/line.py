@@ -13,7 +13,7 @@ def serve(
     start: Callable[[], Awaitable[None]] | None = None,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> None:
-    """Answer `{"ask": command, ...}` with `{"result": ...}` or `{"error": ...}`. What else is printed goes to stderr."""
+    """Answer `{"ask": command, ...}` with `{"result": ...}` or `{"error": ...}`. What is printed goes to stderr."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     with asyncio.Runner(loop_factory=loop_factory) as runner:

@@ -18,7 +18,7 @@ class Aiocache(Library):
     def cached(self, function: Any, *tags: str) -> Function:
         return self.keep(cached(ttl=3600, timeout=0)(function))
 
-    def guarded(self, function: Any) -> Function:
+    def guarded(self, function: Any, *tags: str) -> Function:
         return self.keep(cached_stampede(ttl=3600, lease=2, timeout=0)(function))
 
     def keep(self, function: Any) -> Function:

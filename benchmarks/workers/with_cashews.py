@@ -1,4 +1,8 @@
-"""cashews over its memory backend: unlimited by its size, its sweep as seldom as its documentation has it."""
+"""cashews over its memory backend: room for everything, its sweep as seldom as in its documentation.
+
+Its protection against many misses at once is on by default and starts a task a call. It is off here where it is not
+what is measured: hits take half the time without.
+"""
 
 from typing import Any
 
@@ -19,9 +23,15 @@ class Cashews(Library):
         await self.cache.init()
 
     def cached(self, function: Any, *tags: str) -> Function:
+        return self._cached(function, tags, protected=False)
+
+    def guarded(self, function: Any, *tags: str) -> Function:
+        return self._cached(function, tags, protected=True)
+
+    def _cached(self, function: Any, tags: tuple[str, ...], protected: bool) -> Function:
         names = function.__code__.co_varnames[: function.__code__.co_argcount]
         key = function.__name__ + "".join(f":{{{name}}}" for name in names)
-        cached: Function = self.cache(ttl=3600, key=key, tags=tags)(function)
+        cached: Function = self.cache(ttl=3600, key=key, tags=tags, protected=protected)(function)
         return cached
 
     async def invalidate(self, tag: str) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from email.utils import formatdate
 
 import pytest
 from hypothesis import given
@@ -13,14 +14,12 @@ from asynctag.http.headers import (
     cache_status,
     cookie_values,
     etag_matches,
-    format_http_date,
     http_date,
-    is_header_safe,
     make_etag,
-    normalise_query,
     parse_age,
     parse_cache_control,
     parse_vary,
+    sort_query,
     split_list,
 )
 
@@ -37,22 +36,16 @@ lines = st.lists(st.binary(max_size=60) | st.text('max-ge=0"\\,; \tnostrpuvic19'
         ([b"max-age=060"], CacheControl(max_age=60)),
         ([b"no-store,no-cache,private"], CacheControl(no_store=True, no_cache=True, private=True)),
         ([b'private="set-cookie, x", max-age=1'], CacheControl(private=True, max_age=1)),
-        ([b'no-cache="a", immutable'], CacheControl(no_cache=True, immutable=True)),
+        ([b'no-cache="a"'], CacheControl(no_cache=True)),
         ([b"no-store=1"], CacheControl(no_store=True)),
-        ([b"public=1, immutable=x"], CacheControl()),
+        ([b"public=1"], CacheControl()),
         ([b"max-stale, min-fresh=3"], CacheControl(max_stale=DELTA_MAX, min_fresh=3)),
         ([b"stale-while-revalidate=9, stale-if-error=8"], CacheControl(stale_while_revalidate=9, stale_if_error=8)),
         (
-            [b"must-revalidate, proxy-revalidate, only-if-cached, no-transform, must-understand"],
-            CacheControl(
-                must_revalidate=True,
-                proxy_revalidate=True,
-                only_if_cached=True,
-                no_transform=True,
-                must_understand=True,
-            ),
+            [b"must-revalidate, proxy-revalidate, only-if-cached"],
+            CacheControl(must_revalidate=True, proxy_revalidate=True, only_if_cached=True),
         ),
-        ([b"unknown=3, , x"], CacheControl()),
+        ([b"unknown=3, , x, immutable, no-transform, must-understand"], CacheControl()),
     ],
 )
 def test_cache_control_directives_are_read(field: list[bytes], expected: CacheControl) -> None:
@@ -210,7 +203,7 @@ def test_reading_a_date_never_raises(text: bytes) -> None:
 
 @given(st.integers(0, 4_000_000_000))
 def test_a_date_written_is_read_back(seconds: int) -> None:
-    assert http_date(format_http_date(seconds)) == seconds
+    assert http_date(formatdate(seconds, usegmt=True).encode()) == seconds
 
 
 @pytest.mark.parametrize(
@@ -227,27 +220,27 @@ def test_a_date_written_is_read_back(seconds: int) -> None:
     ],
 )
 def test_a_query_is_sorted_by_name_alone(query: bytes, expected: bytes) -> None:
-    assert normalise_query(query, None) == expected
+    assert sort_query(query, None) == expected
 
 
 def test_values_of_one_name_keep_their_order_however_the_name_is_spelled() -> None:
-    assert normalise_query(b"a=1&%61=2", None) != normalise_query(b"%61=2&a=1", None)
-    assert normalise_query(b"a+b=1&a%20b=2", None) != normalise_query(b"a%20b=2&a+b=1", None)
+    assert sort_query(b"a=1&%61=2", None) != sort_query(b"%61=2&a=1", None)
+    assert sort_query(b"a+b=1&a%20b=2", None) != sort_query(b"a%20b=2&a+b=1", None)
 
 
 def test_only_allowed_names_stay() -> None:
-    assert normalise_query(b"utm=x&b=1&a=2&utm=y", (b"a", b"b")) == b"a=2&b=1"
-    assert normalise_query(b"a", (b"b",)) == b""
-    assert normalise_query(b"b=1", ()) == b""
+    assert sort_query(b"utm=x&b=1&a=2&utm=y", ("a", "b")) == b"a=2&b=1"
+    assert sort_query(b"a", ("b",)) == b""
+    assert sort_query(b"b=1", ()) == b""
 
 
 def test_an_allowed_name_is_kept_however_it_is_spelled() -> None:
-    assert normalise_query(b"%61=1&x=2", (b"a",)) == b"%61=1"
+    assert sort_query(b"%61=1&x=2", ("a",)) == b"%61=1"
 
 
 def test_a_semicolon_separates_nothing() -> None:
-    assert normalise_query(b"a=1;utm=2", (b"a",)) == b"a=1;utm=2"
-    assert normalise_query(b"utm=1;a=2", (b"a",)) == b""
+    assert sort_query(b"a=1;utm=2", ("a",)) == b"a=1;utm=2"
+    assert sort_query(b"utm=1;a=2", ("a",)) == b""
 
 
 @given(st.lists(st.tuples(st.sampled_from([b"a", b"b", b"c"]), st.binary(max_size=3)), max_size=6), st.randoms())
@@ -255,17 +248,16 @@ def test_the_order_between_names_does_not_matter(pairs: list[tuple[bytes, bytes]
     pairs = [(name, value.replace(b"&", b"")) for name, value in pairs]
     regrouped = sorted(pairs, key=lambda pair: pair[0], reverse=True)
     join = b"&".join
-    assert normalise_query(join(n + b"=" + v for n, v in pairs)) == normalise_query(
-        join(n + b"=" + v for n, v in regrouped)
-    )
+    one, other = (join(name + b"=" + value for name, value in some) for some in (pairs, regrouped))
+    assert sort_query(one, None) == sort_query(other, None)
 
 
 @given(st.binary(max_size=60))
-def test_normalising_a_query_never_raises_and_loses_nothing(query: bytes) -> None:
-    once = normalise_query(query)
+def test_sorting_a_query_never_raises_and_loses_nothing(query: bytes) -> None:
+    once = sort_query(query, None)
     assert sorted(once.split(b"&")) == sorted(query.split(b"&"))
-    assert normalise_query(once) == once
-    normalise_query(query, (b"a", b"\xff"))
+    assert sort_query(once, None) == once
+    sort_query(query, ("a", "\ufffd"))
 
 
 def test_cookies_are_picked_by_name_in_the_order_asked_rfc6265_4_2() -> None:
@@ -291,11 +283,10 @@ def test_cache_status_members_rfc9211() -> None:
     assert cache_status(hit=True, ttl=-0.5) == b"asynctag; hit; ttl=-1"
     assert cache_status(fwd="uri-miss", stored=True) == b"asynctag; fwd=uri-miss; stored"
     assert (
-        cache_status(fwd="stale", fwd_status=200, collapsed=True, stored=True, detail="tag product:635")
-        == b'asynctag; fwd=stale; fwd-status=200; collapsed; stored; detail="tag product:635"'
+        cache_status(fwd="stale", stored=True, detail="tag product:635")
+        == b'asynctag; fwd=stale; stored; detail="tag product:635"'
     )
     assert cache_status(hit=True, name="my cache") == b'"my cache"; hit'
-    assert cache_status(hit=True, key="k") == b'asynctag; hit; key="k"'
 
 
 def test_a_response_is_not_both_hit_and_forwarded_rfc9211_2_2() -> None:
@@ -311,12 +302,5 @@ def test_detail_is_a_structured_string_rfc8941_3_3_3() -> None:
 
 @given(st.text(), st.text(min_size=1), st.floats(allow_nan=False))
 def test_cache_status_is_always_safe_in_a_header(detail: str, name: str, ttl: float) -> None:
-    member = cache_status(detail=detail, name=name, ttl=ttl, key=detail)
-    assert is_header_safe(member)
+    member = cache_status(detail=detail, name=name, ttl=ttl)
     assert all(0x20 <= byte < 0x7F for byte in member)
-
-
-@pytest.mark.parametrize("value", [b"a\r", b"\n", b"a\0b"])
-def test_what_would_split_a_header_is_not_safe(value: bytes) -> None:
-    assert not is_header_safe(value)
-    assert is_header_safe(b"a\tb \xff")

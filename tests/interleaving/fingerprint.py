@@ -2,7 +2,7 @@
 
 It is built from the whole state that the code can still see: the stored data, and the local
 variables of every suspended call. Objects that can change are told apart by the order in which they
-are met, epochs (random numbers) too. What is not known by type is refused rather than left out.
+are met, and epochs (random numbers) too; numbers that only count on are taken from where they are now. What is not known by type is refused rather than left out.
 """
 
 import types
@@ -12,6 +12,8 @@ from functools import partial
 from typing import Any
 
 from asynctag.backends.base import Entry, Reading, Stamp
+from asynctag.cache import Hit
+from asynctag.cache import Miss as LookupMiss
 from asynctag.fill import Job
 from asynctag.flight import Flight, Flights
 from asynctag.scope import Scope
@@ -40,14 +42,15 @@ _OPAQUE = frozenset(
     }
 )
 _SCOPE = ("name", "namespace", "parent", "renewing", "stale_stamp", "fresh_until", "expires", "no_store", "closed")
-_FLIGHT = ("key", "number", "fate", "entry", "stale", "error", "following", "on")
+_FLIGHT = ("key", "fate", "entry", "stale", "error", "following", "on")
 _ENTRY = ("key", "body", "stamp", "renew_from", "fresh_until", "stale_until", "expires")
 
 
 class Canon:
     """One state on its way to a fingerprint."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Stamp) -> None:
+        self.now = now
         self._met: dict[int, int] = {}
         self._epochs: dict[int, int] = {}
 
@@ -56,7 +59,9 @@ class Canon:
         if kind in _PLAIN:
             return thing
         if kind is Stamp:
-            return "stamp", self._epochs.setdefault(thing.epoch, len(self._epochs)), thing.seq
+            if thing.epoch == self.now.epoch:
+                return "stamp", thing.seq - self.now.seq
+            return "lost", self._epochs.setdefault(thing.epoch, len(self._epochs)), thing.seq
         if isinstance(thing, Enum):
             return str(thing)
         if kind is Job:
@@ -67,6 +72,8 @@ class Canon:
             return "set", *sorted(thing)
         if isinstance(thing, Entry):
             return "entry", *sorted(thing.tags), *(self.of(getattr(thing, name)) for name in _ENTRY)
+        if kind in (Hit, LookupMiss):
+            return kind.__name__, self.of(thing.stamp), str(getattr(thing, "value", None))
         if kind is Reading:
             return "reading", self.of(thing.stamp), self.of(thing.entry), thing.stale, self.of(thing.miss)
         if isinstance(thing, BaseException):
@@ -88,15 +95,16 @@ class Canon:
             return "list", *map(self.of, thing)
         if isinstance(thing, Flight):
             # The tags of an open flight are its scope's, or will be: those of a landed one may still be handed up.
-            return "flight", *(self.of(getattr(thing, name)) for name in _FLIGHT), *sorted(thing.tags)
+            number = thing.number - self._begun
+            return "flight", number, *(self.of(getattr(thing, name)) for name in _FLIGHT), *sorted(thing.tags)
         if isinstance(thing, Scope):
             values = (self.of(getattr(thing, name)) for name in _SCOPE)
             return "scope", *sorted(thing.tags), *values, *map(self.of, thing.flights)
         raise TypeError(f"the fingerprint does not know {type(thing).__qualname__}: {thing!r}")
 
     def of_flights(self, flights: Flights) -> Hashable:
-        landings = {slot: count for slot, count in enumerate(flights._landings) if count}
-        return self.of(flights._open), tuple(sorted(landings.items())), self.of(flights._side_by_side), flights.begun
+        self._begun = flights.begun
+        return self.of(flights._open), self.of(flights._side_by_side)
 
     def of_calls(self, coroutine: Any) -> Hashable:
         """The suspended calls of the library and of the test, from the outermost: where, and with which variables."""
@@ -105,7 +113,20 @@ class Canon:
             frame = getattr(coroutine, "cr_frame", None)
             if frame is None or not frame.f_globals["__name__"].startswith(("asynctag", "tests")):
                 break
-            variables = ((name, self.of(value)) for name, value in sorted(frame.f_locals.items()))
-            calls.append((frame.f_code.co_qualname, frame.f_lasti, *variables))
+            variables = dict(frame.f_locals)
+            if "came" in variables:
+                flights = variables["self"].flights
+                variables["came"] -= flights.begun
+                jobs = variables.get("jobs") or {"": variables["job"]}
+                then = variables.get("landings")
+                if not isinstance(then, dict):
+                    then = {"": then}
+                # Of the number of landings it matters only whether it is still the same.
+                variables["landings"] = {name: then[name] == flights.landings(job.key) for name, job in jobs.items()}
+            calls.append(frame.f_code.co_qualname)
+            calls.append(frame.f_lasti)
+            for name, value in sorted(variables.items()):
+                calls.append(name)
+                calls.append(value if type(value) in _PLAIN else self.of(value))
             coroutine = coroutine.cr_await
         return tuple(calls)

@@ -46,16 +46,16 @@ def parent(world: World, cache: Cache, child_row: str = "x", **options: Any) -> 
 def fill_and_invalidate(world: World) -> None:
     """Two readers and a writer."""
     world.process("writer", writer(world, world.cache(0)))
-    world.process("reader 1", reader(world, world.cache(1)))
-    world.process("reader 2", reader(world, world.cache(0)))
+    world.process("reader 1", reader(world, world.cache(1)), kind="reader")
+    world.process("reader 2", reader(world, world.cache(0)), kind="reader")
     world.after(reader(world, world.cache(1)))
 
 
 @scenario
 def two_writers(world: World) -> None:
     """A reader and two writers."""
-    world.process("writer 1", writer(world, world.cache(0)))
-    world.process("writer 2", writer(world, world.cache(1)))
+    world.process("writer 1", writer(world, world.cache(0)), kind="writer")
+    world.process("writer 2", writer(world, world.cache(1)), kind="writer")
     world.process("reader", reader(world, world.cache(0)))
     world.after(reader(world, world.cache(1)))
 
@@ -65,18 +65,8 @@ def join_after_invalidation(world: World) -> None:
     """Three readers and a writer: flights are joined, and followed by others."""
     world.process("writer", writer(world, world.cache(0)))
     for number in (1, 2, 3):
-        world.process(f"reader {number}", reader(world, world.cache(0)))
+        world.process(f"reader {number}", reader(world, world.cache(0)), kind="reader")
     world.after(reader(world, world.cache(1)))
-
-
-@scenario
-def two_clients(world: World) -> None:
-    """A reader in each of two processes, and two writers."""
-    world.process("writer 1", writer(world, world.cache(0)))
-    world.process("writer 2", writer(world, world.cache(1)))
-    world.process("reader 1", reader(world, world.cache(0)))
-    world.process("reader 2", reader(world, world.cache(1)))
-    world.after(reader(world, world.cache(0)))
 
 
 def late_tag(world: World, cache: Cache) -> Callable[[], Awaitable[None]]:
@@ -93,8 +83,8 @@ def late_tag(world: World, cache: Cache) -> Callable[[], Awaitable[None]]:
 def a_late_tag(world: World) -> None:
     """A tag is added after the row was read."""
     world.process("writer", writer(world, world.cache(0)))
-    world.process("reader 1", late_tag(world, world.cache(0)))
-    world.process("reader 2", late_tag(world, world.cache(1)))
+    world.process("reader 1", late_tag(world, world.cache(0)), kind="reader")
+    world.process("reader 2", late_tag(world, world.cache(1)), kind="reader")
     world.after(late_tag(world, world.cache(0)))
 
 
@@ -103,8 +93,8 @@ def delete_and_fill(world: World) -> None:
     """A key without tags is deleted while it is computed."""
     cache = world.cache(0)
     world.process("deleter", partial(world.commit, "x", lambda: cache.delete("k")))
-    world.process("reader 1", reader(world, world.cache(0), tags=[]))
-    world.process("reader 2", reader(world, world.cache(1), tags=[]))
+    world.process("reader 1", reader(world, world.cache(0), tags=[]), kind="reader")
+    world.process("reader 2", reader(world, world.cache(1), tags=[]), kind="reader")
     world.after(reader(world, world.cache(1), tags=[]))
 
 
@@ -144,8 +134,8 @@ def clear_everything(world: World) -> None:
     """All is cleared while something is computed in a namespace."""
     shop, site = world.cache(0, namespace="shop"), world.cache(1)
     world.process("clearer", partial(world.commit, "x", site.clear))
-    world.process("reader 1", reader(world, shop, tags=[]))
-    world.process("reader 2", reader(world, shop, tags=[]))
+    world.process("reader 1", reader(world, shop, tags=[]), kind="reader")
+    world.process("reader 2", reader(world, shop, tags=[]), kind="reader")
     world.after(reader(world, shop, tags=[]))
 
 
@@ -160,8 +150,8 @@ def the_journal_is_lost(world: World) -> None:
         await world.lose_journal()
 
     world.process("writer", partial(world.commit, "x", lose))
-    world.process("reader 1", reader(world, world.cache(0)))
-    world.process("reader 2", reader(world, world.cache(1)))
+    world.process("reader 1", reader(world, world.cache(0)), kind="reader")
+    world.process("reader 2", reader(world, world.cache(1)), kind="reader")
     world.after(reader(world, world.cache(1)))
 
 
@@ -173,8 +163,8 @@ def a_child_changes(world: World) -> None:
     """The row of a child changes while its parent is computed."""
     cache = world.cache(0)
     world.process("writer", writer(world, world.cache(1)))
-    world.process("reader 1", parent(world, cache))
-    world.process("reader 2", parent(world, cache))
+    world.process("reader 1", parent(world, cache), kind="reader")
+    world.process("reader 2", parent(world, cache), kind="reader")
     world.after(parent(world, cache))
     world.after(reader(world, cache, key="child"))
 
@@ -185,8 +175,8 @@ def a_child_is_hit(world: World) -> None:
     cache = world.cache(0)
     world.before(reader(world, cache, key="child"))
     world.process("writer", writer(world, world.cache(1)))
-    world.process("reader 1", parent(world, cache))
-    world.process("reader 2", parent(world, world.cache(1)))
+    world.process("reader 1", parent(world, cache), kind="reader")
+    world.process("reader 2", parent(world, world.cache(1)), kind="reader")
     world.after(parent(world, cache))
 
 
@@ -229,8 +219,8 @@ def the_leader_is_cancelled(world: World) -> None:
     """A leader with two followers is cancelled."""
     cache = world.cache(0)
     world.process("leader", reader(world, cache), cancellable=True)
-    world.process("follower 1", reader(world, cache))
-    world.process("follower 2", reader(world, cache))
+    world.process("follower 1", reader(world, cache), kind="follower")
+    world.process("follower 2", reader(world, cache), kind="follower")
     world.after(reader(world, cache))
 
 
@@ -274,7 +264,7 @@ def errors_are_shared(world: World) -> None:
 
     world.process("writer", writer(world, cache))
     for number in (1, 2, 3):
-        world.process(f"reader {number}", partial(world.ask, lambda: cache.get_or_set("k", compute, tags=["x"])))
+        world.process(f"reader {number}", partial(world.ask, lambda: cache.get_or_set("k", compute, tags=["x"])), kind="reader")
 
 
 @scenario
@@ -423,8 +413,8 @@ def renewal_in_the_foreground(world: World) -> None:
     cache = world.cache(0, stale_while_revalidate=100)
     expired_before(world, cache)
     world.process("writer", writer(world, cache))
-    world.process("reader 1", reader(world, cache))
-    world.process("reader 2", reader(world, cache))
+    world.process("reader 1", reader(world, cache), kind="reader")
+    world.process("reader 2", reader(world, cache), kind="reader")
     world.after(reader(world, cache))
 
 
@@ -435,8 +425,8 @@ def renewal_in_the_background(world: World) -> None:
     world.open_caches()
     expired_before(world, cache)
     world.process("writer", writer(world, cache))
-    world.process("reader 1", reader(world, cache))
-    world.process("reader 2", reader(world, cache))
+    world.process("reader 1", reader(world, cache), kind="reader")
+    world.process("reader 2", reader(world, cache), kind="reader")
     world.after(reader(world, cache))
 
 
@@ -451,8 +441,8 @@ def fallback_and_invalidate(world: World) -> None:
 
     ask = partial(world.ask, lambda: cache.get_or_set("k", fail, tags=["x"]))
     world.process("writer", writer(world, cache))
-    world.process("reader 1", ask)
-    world.process("reader 2", ask)
+    world.process("reader 1", ask, kind="reader")
+    world.process("reader 2", ask, kind="reader")
     world.after(ask)
 
 

@@ -32,8 +32,11 @@ class Status(Enum):
 class Process:
     """One task of an execution, and where it stands."""
 
-    def __init__(self, name: str, work: Callable[[], Coroutine[Any, Any, object]], *, cancellable: bool = False) -> None:
+    def __init__(
+        self, name: str, work: Callable[[], Coroutine[Any, Any, object]], *, cancellable: bool, kind: str | None
+    ) -> None:
         self.name = name
+        self.kind = kind or name
         self.work = work
         self.status = Status.READY
         self.at = "begins"
@@ -140,9 +143,16 @@ class Execution:
 
     # --- what processes call ---------------------------------------------------------------------
 
-    def add(self, name: str, work: Callable[[], Coroutine[Any, Any, object]], *, cancellable: bool = False) -> Process:
+    def add(
+        self,
+        name: str,
+        work: Callable[[], Coroutine[Any, Any, object]],
+        *,
+        cancellable: bool = False,
+        kind: str | None = None,
+    ) -> Process:
         assert all(process.name != name for process in self.processes), name
-        process = Process(name, work, cancellable=cancellable)
+        process = Process(name, work, cancellable=cancellable, kind=kind)
         self.processes.append(process)
         return process
 

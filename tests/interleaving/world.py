@@ -17,7 +17,7 @@ from asynctag.flight import Fate, Flight, Flights
 from asynctag.names import describe
 from asynctag.scope import current_scope
 from tests.interleaving.fingerprint import Canon
-from tests.interleaving.scheduler import Execution, Runtime, Status, current_process
+from tests.interleaving.scheduler import Execution, Process, Runtime, Status, current_process
 
 
 class Failed(Exception):
@@ -190,8 +190,11 @@ class World:
     def after(self, work: Callable[[], Awaitable[object]]) -> None:
         self._after.append(work)
 
-    def process(self, name: str, work: Callable[[], Any], *, cancellable: bool = False) -> None:
-        self.execution.add(name, work, cancellable=cancellable)
+    def process(
+        self, name: str, work: Callable[[], Any], *, cancellable: bool = False, kind: str | None = None
+    ) -> None:
+        """A process of the scenario. Those of one `kind` do exactly the same."""
+        self.execution.add(name, work, cancellable=cancellable, kind=kind)
 
     async def point(self, at: str) -> None:
         await self.execution.point(at)
@@ -289,35 +292,33 @@ class World:
                 self.execution.problem(f"the flight of {describe(key)} {how}")
 
     def fingerprint(self) -> Hashable | None:
-        canon = Canon()
-        stored = []
-        for backend in self.backends:
-            if not isinstance(backend.inner, MemoryBackend):
-                return None
-            stored.append(_memory_state(backend.inner, canon))
-        shared = canon.of([self.rows, self.acknowledged, self.softly, self.notes, self.clock.now])
-        flights = tuple(map(canon.of_flights, self.flights))
-        processes = tuple(
-            (
-                p.name,
-                p.status.value,
-                p.at,
-                p.may_be_cancelled,
-                p.was_cancelled,
-                tuple(sorted(self._waited.get(p.name, ()))),
-                canon.of_calls(p.coroutine),
-            )
-            for p in self.execution.processes
-        )
-        return tuple(stored), shared, flights, processes
+        """The state of all, if it can be seen: what a server holds cannot."""
+        inner = self.backends[0].inner
+        if len(self.backends) > 1 or not isinstance(inner, MemoryBackend):
+            return None
+        canon = Canon(inner._stamp)
+        flights = canon.of_flights(self.flights[0])
+        shared = canon.of([self.rows, self.acknowledged, self.softly, self.clock.now])
+        stored = _memory_state(inner, canon)
+        processes = []
+        for p in sorted(self.execution.processes, key=_order):
+            waited = tuple(sorted(self._waited.get(p.name, ())))
+            where = p.kind, p.status.value, p.at, p.may_be_cancelled, p.was_cancelled
+            processes.append((where, waited, canon.of_calls(p.coroutine)))
+        return stored, shared, flights, tuple(processes)
+
+
+def _order(process: Process) -> tuple[object, ...]:
+    """Processes of one kind can be taken for each other: of two states that differ in this, one is enough."""
+    return process.kind, process.status.value, process.at, process.was_cancelled, process.may_be_cancelled
 
 
 def _memory_state(backend: MemoryBackend, canon: Canon) -> Hashable:
+    now = backend._stamp.seq
     return (
-        canon.of(backend._stamp),
-        backend._floor,
-        tuple(sorted(backend._hard.items())),
-        tuple(sorted(backend._soft.items())),
+        backend._floor - now,
+        tuple(sorted((tag, number - now) for tag, number in backend._hard.items())),
+        tuple(sorted((tag, number - now) for tag, number in backend._soft.items())),
         tuple(
             (canon.of(node), node.checked is backend._stamp, canon.of(node.checked))
             for _, node in sorted(backend._entries.items())

@@ -1,0 +1,199 @@
+"""The application: pages and JSON, cached as whole responses, and the form that edits an airport.
+
+What runs on a hit differs, and is said per route:
+
+    public=True   the middleware answers before routing: nothing of the route runs
+    otherwise     dependencies run first (who is asking?), then the hit takes the endpoint's place
+"""
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path as FilePath
+from typing import Annotated
+from urllib.parse import parse_qs
+
+import anyio.to_thread
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
+from fastapi.exception_handlers import http_exception_handler
+from fastapi.responses import HTMLResponse, RedirectResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from asynctag.http import CacheMiddleware, cache_response
+from asynctag.integrations.fastapi import CacheDep, cache_policy
+from examples.atlas import pages
+from examples.atlas.catalogue import Catalogue, cache
+from examples.atlas.data import Airport, Database
+
+EDITOR_KEY = "only for the demo"
+
+# --- what the routes depend on ---------------------------------------------------------------------------
+
+
+def get_catalogue(request: Request) -> Catalogue:
+    catalogue: Catalogue = request.app.state.catalogue
+    return catalogue
+
+
+def require_editor(x_editor_key: Annotated[str | None, Header()] = None) -> None:
+    if x_editor_key != EDITOR_KEY:
+        raise HTTPException(403, "For editors: send the header X-Editor-Key")
+
+
+CatalogueDep = Annotated[Catalogue, Depends(get_catalogue)]
+Icao = Annotated[str, Path(pattern="^[A-Z0-9_]{4}$")]
+CountryCode = Annotated[str, Path(pattern="^[A-Z]{2}$")]
+PageNumber = Annotated[int, Query(ge=1, le=1000)]
+
+
+async def existing_airport(icao: Icao, catalogue: CatalogueDep) -> Airport:
+    airport = await catalogue.airport(icao)
+    if airport is None:
+        raise HTTPException(404, f"no airport {icao}")
+    return airport
+
+
+ExistingAirport = Annotated[Airport, Depends(existing_airport)]
+
+# --- pages for everyone ------------------------------------------------------------------------------------
+
+site = APIRouter(default_response_class=HTMLResponse)
+
+# `cookies=()`: no cookie changes these pages. Without it, a browser that sends any would get nothing from the
+# cache. `query=`: the parameters that count; with the others ignored, nobody fills the cache with `/?1`, `/?2`.
+# No `tags=`: the responses get theirs from the cached functions that they were rendered with.
+
+
+@site.get("/")
+@cache_response(ttl=600, public=True, cookies=(), query=())
+async def home(catalogue: CatalogueDep) -> str:
+    return pages.home(await catalogue.overview())
+
+
+@site.get("/countries/{code}")
+@cache_response(ttl=600, public=True, cookies=(), query=["page"])
+async def country(code: CountryCode, catalogue: CatalogueDep, page: PageNumber = 1) -> str:
+    shown = await catalogue.country(code)
+    airports = await catalogue.highest(code, page)
+    if shown is None or not airports:
+        raise HTTPException(404, f"no page {page} of the country {code}")
+    return pages.country(shown, airports, page)
+
+
+@site.get("/airports/{icao}")
+@cache_response(ttl=600, public=True, cookies=(), query=())
+async def airport(shown: ExistingAirport, catalogue: CatalogueDep) -> str:
+    return pages.airport(shown, await catalogue.nearby(shown.icao))
+
+
+# --- editing -----------------------------------------------------------------------------------------------
+
+
+@site.get("/airports/{icao}/edit")
+async def edit_form(shown: ExistingAirport) -> str:
+    return pages.edit(shown, {"name": shown.name, "elevation": str(shown.elevation)}, {})
+
+
+@site.post("/airports/{icao}/edit")
+async def edit(shown: ExistingAirport, catalogue: CatalogueDep, tagged: CacheDep, request: Request) -> Response:
+    values = await form_of(request)
+    errors = check(values)
+    if errors:
+        return HTMLResponse(pages.edit(shown, values, errors), 422)
+    update = partial(catalogue.database.update, shown.icao, name=values["name"], elevation=int(values["elevation"]))
+    # First the write, committed; then the invalidation. The other way round, a reader in between would compute from
+    # the old row, and what it stores would stay: its data is older than the commit, but younger than the invalidation.
+    changed = await anyio.to_thread.run_sync(update)
+    await tagged.invalidate(*changed)
+
+    # See Other: the browser fetches the page, which is new by now, and a reload does not post again.
+    return RedirectResponse(f"/airports/{shown.icao}", 303)
+
+
+async def form_of(request: Request) -> dict[str, str]:
+    """The fields of a posted form, trimmed."""
+    body = (await request.body()).decode("utf-8", "replace")
+    return {name: values[-1].strip() for name, values in parse_qs(body).items()}
+
+
+def check(values: dict[str, str]) -> dict[str, str]:
+    """What is wrong with the fields of the form, by field."""
+    errors = {}
+    name, elevation = values.get("name", ""), values.get("elevation", "")
+    if not name:
+        errors["name"] = "An airport has a name."
+    elif len(name) > 100 or not name.isprintable():
+        errors["name"] = "At most 100 characters, in one line."
+    digits = elevation.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 5 and -2000 <= int(elevation) <= 30000):
+        errors["elevation"] = "A whole number of feet, from -2000 to 30000."
+    return errors
+
+
+# --- for editors -------------------------------------------------------------------------------------------
+
+editors = APIRouter(prefix="/editors", dependencies=[Depends(require_editor)])
+
+
+@editors.get("/suspicious", response_class=HTMLResponse)
+@cache_response(ttl=600, query=())  # not public: `require_editor` runs on hits too
+async def suspicious(catalogue: CatalogueDep) -> str:
+    return pages.suspicious(await catalogue.suspicious())
+
+
+@editors.post("/clear", status_code=204)
+async def clear(tagged: CacheDep) -> None:
+    """Drop all that is cached: for when the data has changed behind the application's back."""
+    await tagged.cache.clear()
+
+
+# --- JSON --------------------------------------------------------------------------------------------------
+
+# One policy for the router: every GET is cached, under the tag "api" beside those of its data.
+api = APIRouter(prefix="/api", dependencies=[Depends(cache_policy(ttl=600, tags=["api"]))])
+
+
+@api.get("/airports/{icao}")
+async def airport_json(shown: ExistingAirport) -> Airport:
+    return shown
+
+
+@api.get("/countries/{code}")
+async def country_json(code: CountryCode, catalogue: CatalogueDep, page: PageNumber = 1) -> tuple[Airport, ...]:
+    return await catalogue.highest(code, page)
+
+
+# --- all together ------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    with tempfile.TemporaryDirectory(prefix="atlas-") as folder:
+        database = Database(FilePath(folder) / "airports.sqlite3")
+        await anyio.to_thread.run_sync(database.load)
+        app.state.catalogue = Catalogue(database)
+        try:
+            yield
+        finally:
+            database.close()
+
+
+async def not_found(request: Request, error: Exception) -> Response:
+    """A page for whoever asked for one. It is not cached: `cache_response` stores 200 unless `statuses=` lists more."""
+    assert isinstance(error, StarletteHTTPException)  # FastAPI's is one, and so is that of a path without a route
+    if "text/html" in request.headers.get("accept", ""):
+        return HTMLResponse(pages.not_found(), 404)
+    return await http_exception_handler(request, error)
+
+
+def create_app() -> FastAPI:
+    app = FastAPI(title="The atlas of airports", lifespan=lifespan)
+    # First, so that it is innermost: whatever is added later (sessions, compression) stands before the cache.
+    # It opens the cache at startup and closes it at shutdown. `expose_tags` is for looking at what it does.
+    app.add_middleware(CacheMiddleware, cache=cache, expose_tags="X-Tags")
+    app.add_exception_handler(404, not_found)
+    app.include_router(site)
+    app.include_router(editors)
+    app.include_router(api)
+    return app

@@ -1,0 +1,215 @@
+"""Drive the atlas over HTTP and show what its cache does: `python -m examples.atlas.demo`.
+
+It checks what it shows. Whatever is not as it must be is printed at the end, and the exit code is 1.
+"""
+
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+import uvicorn
+
+from examples.atlas.app import EDITOR_KEY, create_app
+
+EDITED, OLD_NAME, NEW_NAME = "LSZS", "Samedan Airport", "Engadin & St. Moritz"
+ON_PAGE = "Engadin &amp; St. Moritz"  # escaped, as in HTML
+EDITOR = {"X-Editor-Key": EDITOR_KEY}
+
+#: Path, what it is, and whether the edit has to drop it.
+REQUESTS = [
+    ("/", "every country and its highest airport", True),
+    ("/countries/CH", "Switzerland, where it lies", True),
+    ("/countries/CH?page=2", "Switzerland, the lower half", False),
+    ("/countries/IT", "Italy", False),
+    ("/airports/LSZS", "the airport that is edited", True),
+    ("/airports/LILO", "its neighbour across the border", True),
+    ("/airports/LIRF", "Rome, far away", False),
+    ("/api/airports/LSZS", "JSON, by the policy of a router", True),
+    ("/editors/suspicious", "behind a guard: a hit at the endpoint", False),
+]
+
+failures: list[str] = []
+
+
+def expect(holds: bool, claim: str) -> None:
+    if not holds:
+        failures.append(claim)
+
+
+@dataclass(frozen=True)
+class Answer:
+    response: httpx.Response
+    milliseconds: float
+
+    @property
+    def cache_status(self) -> str:
+        return str(self.response.headers.get("cache-status", ""))
+
+    @property
+    def outcome(self) -> str:
+        parts = self.cache_status.split("; ")
+        return "hit" if "hit" in parts else "miss" if "stored" in parts else "not cached"
+
+    @property
+    def because(self) -> str:
+        """The tag behind a miss, as Cache-Status names it."""
+        _, _, detail = self.cache_status.partition('detail="')
+        return detail.rstrip('"')
+
+    @property
+    def tags(self) -> list[str]:
+        exposed = self.response.headers.get("x-tags", "")
+        return exposed.split(", ") if exposed else []
+
+
+def get(client: httpx.Client, path: str, headers: dict[str, str] | None = None) -> Answer:
+    before = time.perf_counter()
+    response = client.get(path, headers={**EDITOR, **(headers or {})} if path.startswith("/editors") else headers)
+    return Answer(response, (time.perf_counter() - before) * 1000)
+
+
+def edit(client: httpx.Client, name: str) -> None:
+    """Post the form, as a browser does."""
+    response = client.post(f"/airports/{EDITED}/edit", data={"name": name, "elevation": "5600"})
+    expect(response.status_code == 303, f"the edit answers 303, not {response.status_code}")
+
+
+# --- what is shown -----------------------------------------------------------------------------------------
+
+
+def line(path: str, status: object, outcome: str, took: str, note: str) -> None:
+    print(f"  {path:<21} {status:>6}  {outcome:<4}  {took:>9}  {note}")
+
+
+def title(text: str) -> None:
+    print(f"\n{text}")
+
+
+def some_of(tags: list[str]) -> str:
+    """How many tags, and a few of them: first the one that the demo is about."""
+    first = sorted(tags, key=lambda tag: (tag != f"airport:{EDITED}", tag.startswith("airport:"), tag))
+    shown, rest = ", ".join(first[:2]), len(tags) - 2
+    return f"{len(tags):>3}: {shown}" + (", ..." if rest > 0 else "")
+
+
+def ask_twice(client: httpx.Client) -> None:
+    title("Every page twice: computed and stored, then served from the cache")
+    line("path", "status", "", "time", "tags")
+    for path, _, _ in REQUESTS:
+        for outcome in ("miss", "hit"):
+            answer = get(client, path)
+            note = some_of(answer.tags) if outcome == "miss" else ""
+            line(path, answer.response.status_code, answer.outcome, f"{answer.milliseconds:.1f} ms", note)
+            expect(answer.response.status_code == 200, f"{path} answers 200")
+            expect(answer.outcome == outcome, f"{path} is a {outcome}: {answer.cache_status}")
+            expect(bool(answer.tags), f"{path} has tags")
+    refused = client.get("/editors/suspicious")
+    line("/editors/suspicious", refused.status_code, "", "", "without the editor's key: its hit is for editors")
+    expect(refused.status_code == 403, "the guard runs before the hit")
+
+
+def ask_after_edit(client: httpx.Client) -> None:
+    title(f'The edit: POST /airports/{EDITED}/edit, "{OLD_NAME}" becomes "{NEW_NAME}". One tag is invalidated.')
+    edit(client, NEW_NAME)
+    for path, what, drops in REQUESTS:
+        answer = get(client, path)
+        note = f"{what}; {answer.because}" if answer.because else what
+        line(path, answer.response.status_code, answer.outcome, f"{answer.milliseconds:.1f} ms", note)
+        shows = any(name in answer.response.text for name in (NEW_NAME, ON_PAGE))
+        expect(OLD_NAME not in answer.response.text, f"{path} does not show the old name")
+        if drops:
+            expect(answer.outcome == "miss", f"{path} was dropped: {answer.cache_status}")
+            expect(answer.because == f"tag airport:{EDITED}", f"{path} names the tag: {answer.cache_status}")
+            expect(shows, f"{path} shows the new name")
+        else:
+            expect(answer.outcome == "hit", f"{path} stayed: {answer.cache_status}")
+
+
+def ask_if_changed(client: httpx.Client) -> None:
+    title("A browser that has the page already asks whether it has changed (If-None-Match)")
+    path = f"/airports/{EDITED}"
+    etag = get(client, path).response.headers.get("etag", "")
+    before = get(client, path, {"If-None-Match": etag})
+    line(path, before.response.status_code, before.outcome, f"{before.milliseconds:.1f} ms", "before another edit")
+    expect(before.response.status_code == 304, "304 before the edit")
+    expect(not before.response.content, "a 304 has no body")
+    edit(client, OLD_NAME)
+    after = get(client, path, {"If-None-Match": etag})
+    line(path, after.response.status_code, after.outcome, f"{after.milliseconds:.1f} ms", "after it")
+    expect(after.response.status_code == 200, "200 after the edit")
+    expect(OLD_NAME in after.response.text, "the second edit shows")
+
+
+def measure(client: httpx.Client) -> None:
+    title("The home page, by how much of it is cached (medians)")
+
+    def median(times: int, prepare: int) -> float:
+        """The median time of a hit, after an edit, or with nothing cached (`prepare` 0, 1, 2)."""
+        taken = []
+        for number in range(times):
+            if prepare == 1:
+                edit(client, f"{OLD_NAME} {number}")
+            elif prepare == 2:
+                client.post("/editors/clear", headers=EDITOR).raise_for_status()
+            answer = get(client, "/")
+            expect(answer.outcome == ("miss" if prepare else "hit"), f"/ while measuring: {answer.cache_status}")
+            taken.append(answer.milliseconds)
+        return statistics.median(taken)
+
+    get(client, "/")  # dropped by the last edit
+    hit, edited, cold = median(100, 0), median(11, 1), median(3, 2)
+    for milliseconds, what in (
+        (hit, "a hit: the response as it was stored"),
+        (edited, "a miss after an edit: one country is computed, and 233 summaries are hits"),
+        (cold, "a miss with nothing cached: every query runs"),
+    ):
+        print(f"  {milliseconds:8.2f} ms  {milliseconds / hit:5.0f}×  {what}")
+    expect(hit < edited < cold, f"the more is cached the faster: {hit:.2f}, {edited:.2f}, {cold:.2f} ms")
+
+
+# --- the server --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def running() -> Iterator[str]:
+    """The atlas on a free port, in a thread; its address."""
+    server = uvicorn.Server(uvicorn.Config(create_app(), port=0, lifespan="on", log_level="warning"))
+    thread = threading.Thread(target=server.run, name="atlas")
+    thread.start()
+    try:
+        until = time.monotonic() + 30
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > until:
+                raise RuntimeError("the server did not start")
+            time.sleep(0.01)
+        host, port = server.servers[0].sockets[0].getsockname()[:2]
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+
+
+def main() -> int:
+    print("Loading the world's airports into SQLite, and starting the server ...", end=" ", flush=True)
+    before = time.perf_counter()
+    with running() as address:
+        print(f"{time.perf_counter() - before:.1f} s, at {address}")
+        with httpx.Client(base_url=address, timeout=10, trust_env=False) as client:
+            ask_twice(client)
+            ask_after_edit(client)
+            ask_if_changed(client)
+            measure(client)
+    if failures:
+        print("\nNot as it must be:", *failures, sep="\n  ", file=sys.stderr)
+        return 1
+    print("\nAll as it must be: no page was served with the old name, and no page was dropped without a cause.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

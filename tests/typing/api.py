@@ -1,0 +1,177 @@
+"""The types of the API as a user meets them. Checked by mypy (strict) and pyright; never run."""
+
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any, assert_type
+
+from asynctag import Cache, Cached, Explanation, Hit, Miss, add_tags, no_store, tag
+from asynctag.backends.memory import MemoryBackend
+from asynctag.testing import BackendContract, FakeClock, assert_hit, assert_miss, assert_tags
+
+cache = Cache(MemoryBackend(clock=FakeClock()), namespace="shop", default_ttl=timedelta(minutes=5))
+
+
+class Product:
+    name: str
+
+
+# --- functions keep their signature
+
+
+@cache.cached(ttl=60, tags=["product:{product_id}"])
+async def product(product_id: int, *, region: str = "north") -> Product:
+    add_tags(tag(region=region))
+    no_store()
+    return Product()
+
+
+@cache.cached
+async def plain(n: int) -> list[str]:
+    return []
+
+
+@cache.cached(tags=lambda ids: [f"product:{one}" for one in ids], key=lambda ids: sorted(ids), exclude={"trace"})
+async def by_functions(ids: list[int], trace: object = None) -> dict[int, Product]:
+    return {}
+
+
+def tags_of(product_id: int) -> list[str]:
+    return [f"product:{product_id}"]
+
+
+@cache.cached(tags=tags_of, ttl=timedelta(days=1), name="annotated", version=2, returns=Product, jitter=0.1)
+async def annotated(product_id: int) -> Product | None:
+    return None
+
+
+async def functions() -> None:
+    assert_type(await product(635), Product)
+    assert_type(await product(635, region="south"), Product)
+    assert_type(product(635), Coroutine[Any, Any, Product])
+    assert_type(product.key(635), str)
+    assert_type(await product.invalidate(635, region="south"), None)
+    assert_type(await product.invalidate_all(), None)
+    assert_type(await product.refresh(635), Product)
+    assert_type(await product.uncached(635), Product)
+    assert_type(await product.explain(635), Explanation)
+    assert_type(product.__name__, str)
+    assert_type(await plain(1), list[str])
+    assert_type(await by_functions([1]), dict[int, Product])
+    assert_type(await annotated(1), Product | None)
+
+    await product("635")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await product(635, "south")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    await product.invalidate()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    await product.refresh(region=1)  # type: ignore[call-arg, arg-type] # pyright: ignore
+    product.key(n=1)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+
+def takes_a_cached(function: Cached[[int], list[str]]) -> None: ...
+
+
+takes_a_cached(plain)
+takes_a_cached(product)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+def not_async(n: int) -> int:
+    return n
+
+
+cache.cached(not_async)  # type: ignore[call-overload] # pyright: ignore
+cache.cached(ttl="60")  # type: ignore[call-overload] # pyright: ignore
+
+
+# --- methods bind their object
+
+
+class Repository:
+    def __cache_key__(self) -> str:
+        return "repository"
+
+    @cache.cached(ttl=60)
+    async def method(self, n: int, *, deep: bool = False) -> Product:
+        return Product()
+
+    @cache.cached
+    async def without_brackets(self) -> int:
+        return 1
+
+    async def uses_its_own(self) -> None:
+        assert_type(await self.method(1), Product)
+        assert_type(await self.method.refresh(1, deep=True), Product)
+
+
+async def methods(repository: Repository) -> None:
+    assert_type(await repository.method(1), Product)
+    assert_type(await repository.method(1, deep=True), Product)
+    assert_type(repository.method(1), Coroutine[Any, Any, Product])
+    assert_type(repository.method.key(1), str)
+    assert_type(await repository.method.invalidate(1), None)
+    assert_type(await repository.method.invalidate_all(), None)
+    assert_type(await repository.method.refresh(1), Product)
+    assert_type(await repository.method.uncached(1), Product)
+    assert_type(await repository.method.explain(1), Explanation)
+    assert_type(await repository.without_brackets(), int)
+    assert_type(await Repository.method(repository, 1), Product)
+    assert_type(await Repository.method.refresh(repository, 1), Product)
+    assert_type(Repository.method.key(repository, 1), str)
+
+    await repository.method("1")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await repository.method.invalidate()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    await repository.without_brackets(1)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+
+# --- values by key
+
+
+async def compute() -> Product:
+    return Product()
+
+
+async def build(keys: list[str]) -> dict[str, Product]:
+    return {}
+
+
+async def values() -> None:
+    assert_type(await cache.get_or_set("k", compute), Product)
+    assert_type(await cache.get_or_set("k", lambda: compute(), ttl=60, tags={"x"}, returns=Product), Product)
+    assert_type(await cache.get_or_set_many(["k"], build, tags=lambda key: [key]), dict[str, Product])
+    assert_type(await cache.get_or_set_many(["k"], build, tags=["x"]), dict[str, Product])
+
+    found = await cache.lookup("k", returns=Product)
+    assert_type(found, Hit | Miss)
+    if isinstance(found, Hit):
+        assert_type(found.tags, frozenset[str])
+    assert_type(await cache.set("k", 1, since=found, ttl=1, tags=["x"]), bool)
+
+    assert_type(await cache.get("k", returns=Product), Product | None)
+    assert_type(await cache.get("k", 0, returns=Product), Product | int)
+    assert_type(await cache.get("k", default="", returns=Product), Product | str)
+    assert_type(await cache.get("k"), Any)
+    assert_type(await cache.get("k", 1), Any)
+    assert_type(await cache.get_many(["k"]), dict[str, Any])
+
+    assert_type(await cache.delete("k"), bool)
+    assert_type(await cache.invalidate("a", "b", soft=True), None)
+    assert_type(await cache.clear(), None)
+    assert_type(await cache.explain("k"), Explanation)
+    async with cache as opened:
+        assert_type(opened, Cache)
+    with cache.override(MemoryBackend()), cache.disabled():
+        pass
+
+    await cache.get_or_set("k", not_async)  # type: ignore[arg-type] # pyright: ignore
+    await cache.invalidate(["a"])  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    await cache.set("k", 1, since=None)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+# --- tools for tests
+
+
+async def tools() -> None:
+    assert_type(await assert_hit(product, 635), Explanation)
+    assert_type(await assert_miss(cache, "k"), Explanation)
+    assert_type(await assert_tags(Repository().method, 1, tags={"x"}), Explanation)
+
+
+class Mine(BackendContract): ...

@@ -4,7 +4,8 @@ AsynctagError
 ├── ConfigurationError      the set-up is wrong: said when the code is imported or the application starts
 │   ├── TagTemplateError    a template of tags names what is not there, or what has no safe text
 │   └── UnsupportedTypeError  a type whose values cannot be kept and given back the same
-├── InvalidTagError         a tag that is empty, not a string, too long
+├── InvalidTagError         a tag that is empty, or not a string
+│   └── TagTooLongError     a tag above 1 KiB
 ├── InvalidKeyError         a key that is empty, not a string, too long
 ├── UnstableArgumentError   an argument that has no stable key
 ├── ValueNotCacheableError  a value that would not come back the same
@@ -36,7 +37,11 @@ class UnsupportedTypeError(ConfigurationError):
 
 
 class InvalidTagError(AsynctagError, ValueError):
-    """A tag that is empty, not a string, or longer than the limit."""
+    """A tag that is empty, not a string, or longer than the limit (`TagTooLongError`)."""
+
+
+class TagTooLongError(InvalidTagError):
+    """A tag above 1 KiB. One made of what a client sent keeps a response out of the cache, instead of failing it."""
 
 
 class InvalidKeyError(AsynctagError, ValueError):

@@ -16,7 +16,7 @@ import typing
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 
-from asynctag.errors import InvalidTagError, TagTemplateError
+from asynctag.errors import InvalidTagError, TagTemplateError, TagTooLongError
 from asynctag.signatures import nearest_name, read_parameters
 
 MAX_TAG_BYTES = 1024
@@ -50,7 +50,7 @@ def check_tag(tag: object) -> str:
             f"{reprlib.repr(text)} is not a tag: it has a lone surrogate. Decode the text properly first"
         ) from None
     if size > MAX_TAG_BYTES:
-        raise InvalidTagError(
+        raise TagTooLongError(
             f"{reprlib.repr(text)} is not a tag: it has {size} bytes of UTF-8, and at most {MAX_TAG_BYTES} are allowed."
             " Name the data by an id, or by a hash"
         )

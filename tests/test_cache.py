@@ -577,7 +577,9 @@ async def test_one_key_instead_of_many_is_refused(cache: Cache) -> None:
         await cache.get_or_set_many("key", build)
 
 
-@pytest.mark.parametrize("tag", ["", None, 1, b"t", "x" * 1025, "é" * 513, "\ud800", Colour.RED, Word.RED, ["t"], {"t"}])
+@pytest.mark.parametrize(
+    "tag", ["", None, 1, b"t", "x" * 1025, "é" * 513, "\ud800", Colour.RED, Word.RED, ["t"], {"t"}]
+)
 async def test_bad_tags_are_refused(cache: Cache, tag: Any) -> None:
     """In an invalidation, in `tags=`, in `add_tags`."""
     compute = Counter()

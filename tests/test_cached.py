@@ -115,15 +115,19 @@ async def test_one_key_however_a_call_is_spelled(cache: Cache) -> None:
         assert calls == [3]
 
 
+async def use_it(use: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    found = use(*args, **kwargs)
+    if inspect.isawaitable(found):
+        await found
+
+
 async def test_a_wrong_call_is_the_usual_error() -> None:
     """Too few arguments, unknown ones: `TypeError`, for every way in."""
     wrong: Any = at_module_level
     for use in (wrong, wrong.key, wrong.invalidate, wrong.refresh, wrong.explain):
         for args, kwargs in [((), {}), ((1, 2, 3), {}), ((1,), {"unknown": 1}), ((), {"number": 1})]:
             with pytest.raises(TypeError):
-                found = use(*args, **kwargs)
-                if inspect.isawaitable(found):
-                    await found
+                await use_it(use, args, kwargs)
 
 
 async def test_everything_that_hangs_on_it(cache: Cache, clock: FakeClock) -> None:
@@ -603,7 +607,7 @@ async def test_returns_stands_for_the_annotation(cache: Cache) -> None:
     """And is what is decoded to."""
 
     @cache.cached(name="f", returns=list[Point])
-    async def f():  # type: ignore[no-untyped-def]  # noqa: ANN202
+    async def f():  # type: ignore[no-untyped-def]
         return [Point(1)]
 
     assert await f() == await f() == [Point(1)]
@@ -613,7 +617,7 @@ async def test_without_an_annotation_values_are_builtins(cache: Cache) -> None:
     """JSON-like ones; anything else is refused, and says what to do."""
 
     @cache.cached(name="f")
-    async def f(value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    async def f(value):  # type: ignore[no-untyped-def]
         return {"object": Point(1)} if value == "object" else [value, None, {"a": 1.5}]
 
     for _ in range(2):

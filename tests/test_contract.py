@@ -6,11 +6,10 @@ from typing import Any
 import anyio
 import pytest
 
-
-from asynctag.backends.base import Backend, Entry, Reading, Stamp, Written  # noqa: E402
-from asynctag.backends.memory import MemoryBackend  # noqa: E402
-from asynctag.names import tag_name  # noqa: E402
-from asynctag.testing import BackendContract, FakeClock  # noqa: E402
+from asynctag.backends.base import Backend, Entry, Reading, Stamp, Written
+from asynctag.backends.memory import MemoryBackend
+from asynctag.names import tag_name
+from asynctag.testing import BackendContract, FakeClock
 
 MAX_TAGS = 20_000
 

@@ -23,6 +23,7 @@ NAMES = [
     "LifecycleError",
     "Miss",
     "TagTemplateError",
+    "TagTooLongError",
     "UnstableArgumentError",
     "UnsupportedTypeError",
     "ValueNotCacheableError",
@@ -41,11 +42,7 @@ def test_the_public_names() -> None:
 
 def test_nothing_else_looks_public() -> None:
     """Besides submodules, what stands in the root is in the list."""
-    seen = {
-        name
-        for name, value in vars(asynctag).items()
-        if not name.startswith("_") and not inspect.ismodule(value)
-    }
+    seen = {name for name, value in vars(asynctag).items() if not name.startswith("_") and not inspect.ismodule(value)}
     assert seen == set(NAMES)
 
 

@@ -1826,5 +1826,3 @@ async def test_without_its_rule_it_fails(
     takes_log = "caplog" in scenario.__code__.co_varnames[: scenario.__code__.co_argcount]  # type: ignore[attr-defined]
     with pytest.raises((AssertionError, TimeoutError, pytest.fail.Exception)):
         await (scenario(caplog) if takes_log else scenario())
-
-

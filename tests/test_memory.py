@@ -319,9 +319,7 @@ STEPS = st.one_of(
 )
 
 
-@given(
-    st.lists(STEPS, max_size=60), st.integers(1, 6), st.integers(800, 6_000), st.integers(1, 6)
-)
+@given(st.lists(STEPS, max_size=60), st.integers(1, 6), st.integers(800, 6_000), st.integers(1, 6))
 @settings(max_examples=150, deadline=None)
 def test_the_queue_holds_together(
     steps: list[tuple[Any, ...]], max_entries: int, max_bytes: int, max_tags: int

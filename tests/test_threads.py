@@ -4,6 +4,7 @@ import random
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -19,9 +20,7 @@ PATIENCE = 20.0
 BACKENDS = ("asyncio", "trio")
 
 
-def in_threads(
-    *works: Callable[[], Coroutine[Any, Any, Any]], backends: tuple[str, ...] = BACKENDS
-) -> list[Any]:
+def in_threads(*works: Callable[[], Coroutine[Any, Any, Any]], backends: tuple[str, ...] = BACKENDS) -> list[Any]:
     """Run each of `works` in a thread with a loop of its own, asyncio's and trio's by turns."""
 
     def run(number: int) -> Any:
@@ -198,10 +197,8 @@ def test_the_first_use_by_many_threads_makes_one_backend(monkeypatch: pytest.Mon
 
     def make() -> MemoryBackend:
         made.append(MemoryBackend())
-        try:
-            barrier.wait(timeout=0.3)  # the other one, if it gets here too
-        except threading.BrokenBarrierError:
-            pass
+        with suppress(threading.BrokenBarrierError):
+            barrier.wait(timeout=0.3)  # for the other one, should it get here too
         return made[-1]
 
     cache = Cache(default_ttl=60)

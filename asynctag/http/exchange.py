@@ -125,7 +125,10 @@ class Exchange:
         self._send = send
         self._key: str | None = None
         self._flight: Flight | None = None
-        self._bypass: str | None = None  # why this request does not touch the cache
+        #: Why this request does not touch the cache, as far as it is known before a route says more.
+        self._bypass: str | None = None
+        if self.dims is not None:
+            self._bypass = why_bypass(facts, vary=self.dims.vary, cookies=self.dims.cookies)
         self._miss: Miss | None = None
         self._forward: Forward = "uri-miss"
         self._recording: _Recording | None = None
@@ -135,6 +138,7 @@ class Exchange:
         self._answered = False  # another answer took the place of the application's
         self._gone = False  # the client went away
         self._succeeded = False
+        self._entered = False  # the endpoint was reached: whatever guards the route has let the request in
         self._not_stored: str | None = None
 
     # --- looking up ----------------------------------------------------------------------------------
@@ -145,6 +149,9 @@ class Exchange:
         Concurrent requests for the same response wait here for the first.
         """
         filler = self.filler
+        # What is found and not served is no part of the response that takes its place.
+        looking = Scope(self.scope.name, self.scope.backend, self.cache.namespace, self.scope.parent)
+        looking.renewing = self.scope.renewing
         while filler is not None:
             key = self.address.response_key(self.cache.namespace, dims)
             if key == self._key and self._flight is not None:
@@ -153,7 +160,7 @@ class Exchange:
             job = self._job(key, Expiry(1.0))
             # A HEAD brings nothing that could be stored: nobody is to wait for it.
             search = filler.look if self.facts.method == "HEAD" else filler.find
-            found = await search(job, self.scope)
+            found = await search(job, looking)
             if found.value is not MISSING and found.entry is not None:
                 stored = Stored(found.value, found.entry, found.stale)
                 if self._wants(stored):
@@ -220,8 +227,19 @@ class Exchange:
         self.scope.gather(set(tags), self.scope.backend)
         self._bypass = why_bypass(self.facts, vary=policy.vary_fields, cookies=policy.cookies)
 
+    def refuse(self, why: str, error: Exception) -> None:
+        """Leave this request to the application, and its response out of the cache."""
+        logger.info("%s is not cached: %s", self.scope.name, error)
+        self._bypass = why
+        self.scope.no_store = True
+
     async def enter(self) -> Stored | None:
         """From the endpoint of a route, its policy declared: the stored response, where there is one to serve."""
+        self._entered = True
+        return await self.find_declared()
+
+    async def find_declared(self) -> Stored | None:
+        """A stored response by the policy that was declared."""
         policy = self.policy
         if policy is None or self._bypass is not None:
             return None
@@ -232,6 +250,7 @@ class Exchange:
         """The messages of a hit. What the application sends from here on goes out as it is."""
         self._passing = True
         self.land(Fate.CANCELLED)
+        self.scope.absorb(stored.entry, self.scope.backend, stale=stored.stale)
         return self.middleware.answer(stored.response, stored.entry, self.facts, stale=stored.stale)
 
     # --- running the application -----------------------------------------------------------------------
@@ -282,6 +301,8 @@ class Exchange:
     async def _begin(self, start: Message) -> None:
         if start["status"] in ERRORS and await self._answer_stale(None):
             return
+        if self.policy is not None and self.policy.public:
+            self.middleware.check_public(effective_route(self.asgi), self.policy)  # routed by now
         self._start = start
         self._succeeded = 200 <= start["status"] < 300
         headers = start.get("headers") or ()
@@ -290,6 +311,10 @@ class Exchange:
         )
         if self.filler is None:
             verdict = "disabled"
+        elif self._bypass is not None:
+            verdict = self._bypass
+        elif verdict == "no-freshness" and self.policy is not None:
+            self.middleware.warn_of_no_ttl(self.address.path)
         if isinstance(verdict, Storable):
             self._recording = _Recording(verdict, self.middleware.max_body)
         else:
@@ -334,7 +359,7 @@ class Exchange:
         if self._begun or self._start is None:
             return
         self._begun = True
-        extra = [*self.middleware.exposed(self.scope.tags)] if self._recording is not None else []
+        extra = self.middleware.exposed(self.scope.tags)
         if (status := self._cache_status()) is not None:
             extra.append((b"cache-status", status))
         await self._send({**self._start, "headers": [*(self._start.get("headers") or ()), *extra]})
@@ -417,7 +442,7 @@ class Exchange:
         if reading is None or reading.entry is None:
             return False
         response = load(reading.entry, RESPONSES)
-        if response is MISSING:
+        if response is MISSING or not (response.public or self._entered):
             return False
         logger.warning("%s failed: serving what was stored before", self.scope.name, exc_info=error)
         self.land(Fate.UNSHARED)

@@ -35,6 +35,9 @@ from asynctag.scope import current_scope
 
 logger = logging.getLogger("asynctag")
 
+#: What goes out of a response's tags at most, in bytes: many proxies take 8 KB of headers.
+MAX_EXPOSED = 4000
+
 #: What a client asks for itself, and the cache does not when it renews a response.
 _OF_ONE_CLIENT = frozenset({b"cache-control", b"if-modified-since", b"if-none-match", b"pragma"})
 
@@ -72,8 +75,12 @@ class CacheMiddleware:
             raise ConfigurationError(f'CacheMiddleware(store={store!r}): give "declared" or "rfc9111"')
         if isinstance(max_body, bool) or not isinstance(max_body, int) or max_body < 0:
             raise ConfigurationError(f"CacheMiddleware(max_body={max_body!r}): give a number of bytes")
-        if expose_tags is not None and not is_field_name(expose_tags.encode()):
+        if expose_tags is not None and not (isinstance(expose_tags, str) and is_field_name(expose_tags.encode())):
             raise ConfigurationError(f"CacheMiddleware(expose_tags={expose_tags!r}): give the name of a header")
+        if policy is not None and not callable(policy):
+            raise ConfigurationError(f"CacheMiddleware(policy={policy!r}): give a function of the request")
+        if not isinstance(name, str) or not name:
+            raise ConfigurationError(f"CacheMiddleware(name={name!r}): give what the cache calls itself")
         self.app = app
         self.cache = cache
         self.store: Store = store
@@ -82,12 +89,16 @@ class CacheMiddleware:
         self._token = cache_status(name=name)
         self._policy = policy
         self._exposed_as = expose_tags.lower().encode() if expose_tags is not None else None
+        self._warned = False
         self._public: dict[int, tuple[object, Policy]] = {}  # routes that were found to stand behind no guard
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
+        around = scope.get(SCOPE_KEY)
         if kind == "lifespan":
             await self._lifespan(scope, receive, send)
+        elif isinstance(around, RequestCache) and around.cache is self.cache:
+            await self.app(scope, receive, send)  # within an application that has this middleware already
         elif kind == "http" and scope["method"] in ("GET", "HEAD"):
             facts = read_request(scope["method"], scope["headers"])
             address = Address(scope)
@@ -144,10 +155,11 @@ class CacheMiddleware:
         dims = exchange.dims
         if self._policy is not None and (policy := self._policy(HTTPConnection(exchange.asgi))) is not None:
             exchange.declare(policy if policy.public else _not_public(policy))
-            return await exchange.enter()
-        if dims is None or not _answers(dims, exchange.facts):
+            stored = await exchange.find_declared()
+        elif dims is not None and _answers(dims, exchange.facts):
+            stored = await exchange.find(dims)
+        else:
             return None
-        stored = await exchange.find(dims)
         return stored if stored is not None and stored.response.public else None
 
     async def _exchange(
@@ -181,12 +193,25 @@ class CacheMiddleware:
             return []
         tags = sorted(user_tags(tuple(names), self.cache.namespace))
         text = ", ".join(tags).encode("ascii", "backslashreplace")
+        if len(text) > MAX_EXPOSED:
+            whole = text[: text.rindex(b",", 0, MAX_EXPOSED)] if b"," in text[:MAX_EXPOSED] else b""
+            text = b"%s ... (%d tags)" % (whole, len(tags))
         return [(self._exposed_as, bytes(byte if 0x20 <= byte < 0x7F else 0x3F for byte in text))]
+
+    def warn_of_no_ttl(self, path: str) -> None:
+        """Say once that a route which is to be cached never is."""
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s is to be cached and is not: neither its policy nor its response says for how long. Give ttl=, or "
+                "Cache(default_ttl=...)",
+                path,
+            )
 
     async def renew(self, asgi: AsgiScope, flight: Flight, key: str) -> None:
         """Ask the application anew, in the background: the request as it came, and no client behind it."""
         headers = [pair for pair in asgi["headers"] if pair[0] not in _OF_ONE_CLIENT]
-        scope = {**asgi, "headers": headers}
+        scope = {**asgi, "headers": headers, "method": "GET"}
         facts, address = read_request(scope["method"], scope["headers"]), Address(scope)
         try:
             exchange = await self._exchange(scope, _silent_client(), _discard, facts, address, renewing=True)

@@ -10,7 +10,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from asynctag.cached import resolve_annotations
-from asynctag.errors import ConfigurationError
+from asynctag.errors import ConfigurationError, TagTooLongError
 from asynctag.expiry import Seconds, fraction, seconds
 from asynctag.http.exchange import Exchange, Receive, Send, current_exchange
 from asynctag.http.rules import Policy
@@ -141,7 +141,11 @@ async def reply_from(
 ) -> "StoredReply | None":
     """Declare the route's policy and tags to the exchange; the hit, where there is one."""
     namespace = exchange.cache.namespace
-    exchange.declare(policy, [tag_name(namespace, one) for one in tags_of(values)])
+    try:
+        exchange.declare(policy, [tag_name(namespace, one) for one in tags_of(values)])
+    except TagTooLongError as error:  # it was made of what the client sent, which the endpoint is to judge
+        exchange.refuse("tag", error)
+        return None
     stored = await exchange.enter()
     return None if stored is None else StoredReply(exchange.hit(stored))
 

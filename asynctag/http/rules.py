@@ -311,7 +311,8 @@ def _why_request_is_private(
     if reason != "authorization":
         return reason
     # an answer to Authorization may be shared only where it says so (RFC 9111 §3.5)
-    if directives.public or directives.s_maxage is not None or directives.must_revalidate:
+    # `must-revalidate` would do by the RFC, but applications say it to browsers and mean nothing by it here.
+    if directives.public or directives.s_maxage is not None:
         return why_bypass(request, vary=(*held, b"authorization"), cookies=cookies)
     return reason
 

@@ -29,9 +29,8 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
     def answer(self, request: RequestFacts, now: float, extra: Headers) -> tuple[Message, Message]:
         """The messages that answer `request` at `now`, in seconds since the epoch: a 304 where the client has it."""
         status, headers, body = self.status, self.headers, self.body
-        if (request.if_none_match or request.if_modified_since) and not_modified(
-            request, self.etag, self.last_modified
-        ):
+        conditional = request.if_none_match is not None or request.if_modified_since is not None
+        if conditional and status == 200 and not_modified(request, self.etag, self.last_modified):
             status, headers, body = 304, not_modified_headers(headers), b""
         elif request.method == "HEAD":
             body = b""
@@ -48,7 +47,9 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 def make_stored(status: int, headers: Headers, body: bytes, *, now: float, age: float, public: bool) -> StoredResponse:
     """`headers` as they are sent, those of one connection or one answer among them."""
-    kept = (*stored_headers(headers), (b"content-length", b"%d" % len(body)))
+    kept = stored_headers(headers)
+    if status != 204:  # RFC 9110 §8.6
+        kept = (*kept, (b"content-length", b"%d" % len(body)))
     fields = dict(kept)
     modified = fields.get(b"last-modified")
     return StoredResponse(

@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:  # pragma: no cover - depends on what is in
     raise ModuleNotFoundError("asynctag.integrations.fastapi needs FastAPI: pip install asynctag[fastapi]") from error
 from starlette.requests import HTTPConnection
 
-from asynctag.errors import ConfigurationError
+from asynctag.errors import ConfigurationError, TagTooLongError
 from asynctag.expiry import Seconds
 from asynctag.http.exchange import current_exchange
 from asynctag.http.guards import effective_route
@@ -75,7 +75,13 @@ def cache_policy(
         injected = tags
 
         async def declare_injected(connection: HTTPConnection, found: Any = Depends(injected)) -> None:  # noqa: B008
-            _declare(connection, policy, check_tags(found))
+            try:
+                checked = check_tags(found)
+            except TagTooLongError as error:  # it was made of what the client sent
+                if exchange := current_exchange.get():
+                    exchange.refuse("tag", error)
+                return
+            _declare(connection, policy, checked)
 
         return declare_injected
     literal = check_tags(tags)

@@ -99,7 +99,13 @@ class Call:
 
 
 def request(
-    path: str, *, method: str = "GET", headers: Fields = (), host: str = "shop", chunks: Iterable[bytes] = (b"",), **more: Any
+    path: str,
+    *,
+    method: str = "GET",
+    headers: Fields = (),
+    host: str = "shop",
+    chunks: Iterable[bytes] = (b"",),
+    **more: Any,
 ) -> Call:
     """A request to be sent. `more` goes into the ASGI scope."""
     pairs = headers.items() if isinstance(headers, Mapping) else headers

@@ -1,4 +1,4 @@
-"""Concurrent misses run a route once, and whatever becomes of that run, nobody hangs and nobody gets what is not theirs."""
+"""Concurrent misses run a route once. Whatever becomes of that run, nobody hangs or gets what is not theirs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -48,7 +48,7 @@ async def meet(app: Any, route: Route, count: int = 4, **more: Any) -> list[Call
     return calls
 
 
-# --- one run for all ---------------------------------------------------------------------------------
+# --- one run for all ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("public", [False, True])
@@ -155,7 +155,7 @@ async def test_requests_for_different_variants_do_not_wait_for_each_other(cache:
     assert [call.text for call in calls] == ["de", "fr", "de"]
 
 
-# --- what turned out not to be theirs ------------------------------------------------------------------
+# --- what turned out not to be theirs -----------------------------------------------------------------
 
 NOT_SHARED = {
     "set-cookie": {"set-cookie": "session=1"},
@@ -170,8 +170,10 @@ NOT_SHARED = {
 
 @pytest.mark.parametrize("why", NOT_SHARED)
 @pytest.mark.parametrize("public", [False, True])
-async def test_those_who_waited_never_get_a_response_that_may_not_be_stored(cache: Cache, why: str, public: bool) -> None:
-    """Each of them runs the route: what the first got is of the first. Fails where the flight lands UNCHECKED."""
+async def test_those_who_waited_never_get_a_response_that_may_not_be_stored(
+    cache: Cache, why: str, public: bool
+) -> None:
+    """Each of them runs the route: what the first got is of the first. Fails where such a response is stored."""
     route = Route()
 
     async def page(request: Request) -> PlainTextResponse:
@@ -182,7 +184,7 @@ async def test_those_who_waited_never_get_a_response_that_may_not_be_stored(cach
 
 
 async def test_those_who_waited_never_get_a_response_of_another_variant(cache: Cache) -> None:
-    """Nobody knew that the URL varies when they met; the response said so. Fails where the flight stays landed as is."""
+    """That the URL varies was not known when they met. Fails where its flight lands with the response all the same."""
     route = Route()
 
     async def page(request: Request) -> PlainTextResponse:
@@ -223,7 +225,7 @@ async def test_what_is_not_stored_does_not_make_the_next_ones_wait(cache: Cache)
             route.go.set()
 
 
-# --- leaders that fail ---------------------------------------------------------------------------------
+# --- leaders that fail --------------------------------------------------------------------------------
 
 
 async def test_a_cancelled_leader_is_followed_by_one_of_those_who_wait(cache: Cache) -> None:
@@ -275,7 +277,7 @@ async def test_a_streaming_leader_whose_client_goes_away_is_followed_by_another(
 
 
 async def test_a_leader_that_breaks_off_as_its_client_goes_is_followed_by_one_only(cache: Cache) -> None:
-    """An application that polls for the disconnect and ends early: its half is nobody's, and one takes over, not all."""
+    """Its application polls for the disconnect and ends early: that half is nobody's, and one takes over, not all."""
     route = Route()
 
     async def page(request: Request) -> PlainTextResponse:
@@ -338,7 +340,9 @@ async def test_an_error_answer_hangs_nobody_and_is_not_stored(cache: Cache) -> N
 
 
 @pytest.mark.parametrize("fails", ["raises", "answers 500"])
-async def test_many_at_once_get_the_stale_response_instead_of_an_error(cache: Cache, clock: FakeClock, fails: str) -> None:
+async def test_many_at_once_get_the_stale_response_instead_of_an_error(
+    cache: Cache, clock: FakeClock, fails: str
+) -> None:
     """The second flight of a failing route answers from what is stored too, for all who wait for it."""
     route = Route()
 

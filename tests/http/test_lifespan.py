@@ -35,7 +35,9 @@ async def page(request: Request) -> PlainTextResponse:
 
 
 def app_with(cache: Cache, lifespan: Any = None) -> Starlette:
-    app = Starlette(routes=[StarletteRoute("/", cache_response(60, stale_while_revalidate=60)(page))], lifespan=lifespan)
+    app = Starlette(
+        routes=[StarletteRoute("/", cache_response(60, stale_while_revalidate=60)(page))], lifespan=lifespan
+    )
     app.add_middleware(CacheMiddleware, cache=cache)
     return app
 

@@ -23,7 +23,7 @@ from asynctag.http import CacheMiddleware, Policy, cache_of, cache_response
 from asynctag.http import exchange as exchange_module
 from asynctag.http import middleware as middleware_module
 from asynctag.testing import FakeClock
-from tests.http.driver import BrokenBackend, Call, Route, all_blocked, ask, begin, running, watched
+from tests.http.driver import BrokenBackend, Route, all_blocked, ask, begin, running, watched
 
 pytestmark = pytest.mark.anyio
 
@@ -85,7 +85,7 @@ def counting(**headers: str) -> Any:
     return page
 
 
-# --- what is stored -------------------------------------------------------------------------------------------
+# --- what is stored -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("said", ["public, max-age=60", "s-maxage=60", "max-age=0, s-maxage=60", "PUBLIC , Max-Age=60"])
@@ -196,7 +196,7 @@ async def test_a_ttl_above_the_caches_maximum_is_refused(cache: Cache) -> None:
     assert "1000000000" in str(call.error)
 
 
-# --- tags -------------------------------------------------------------------------------------------------------
+# --- tags ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("inner_is_cached", [False, True])
@@ -316,7 +316,7 @@ async def test_a_mounted_application_is_cached_by_the_outer_middleware(cache: Ca
 
 
 async def test_a_middleware_of_a_mounted_application_does_not_hide_tags_from_the_outer_one(cache: Cache) -> None:
-    """The same cache twice around a route: what the inner one serves, the outer one may not keep past an invalidation."""
+    """What the inner one serves, the outer one may not keep past an invalidation."""
 
     async def page(request: Request) -> PlainTextResponse:
         runs.append(1)
@@ -334,7 +334,7 @@ async def test_a_middleware_of_a_mounted_application_does_not_hide_tags_from_the
     assert (await ask(app, "/m/page")).text == "2"
 
 
-# --- what changes the key --------------------------------------------------------------------------------------------
+# --- what changes the key -----------------------------------------------------------------------------
 
 
 async def test_different_languages_at_once_on_a_url_never_seen(cache: Cache) -> None:
@@ -343,7 +343,8 @@ async def test_different_languages_at_once_on_a_url_never_seen(cache: Cache) -> 
     async def page(request: Request) -> PlainTextResponse:
         await route.pause()
         return PlainTextResponse(
-            request.headers["accept-language"], headers={"vary": "accept-language", "cache-control": "public, max-age=60"}
+            request.headers["accept-language"],
+            headers={"vary": "accept-language", "cache-control": "public, max-age=60"},
         )
 
     app = CacheMiddleware(Starlette(routes=[StarletteRoute("/", page)]), cache=cache)
@@ -401,7 +402,7 @@ async def test_a_request_with_no_store_leaves_nothing(cache: Cache) -> None:
     assert (await ask(app)).text == "run 2"
 
 
-# --- HEAD and the others ------------------------------------------------------------------------------------------------
+# --- HEAD and the others ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("policy", [None, {"public": True}, {"public": False}])
@@ -482,8 +483,8 @@ async def test_a_cache_of_the_request_works_in_any_method_and_in_websockets(cach
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "websocket", "path": "/ws", "headers": [], "query_string": b"", "subprotocols": [], "root_path": ""}
-    await app(scope, receive, send)
+    scope = {"type": "websocket", "path": "/ws", "headers": [], "query_string": b"", "root_path": ""}
+    await app(scope | {"subprotocols": []}, receive, send)
     assert [one["type"] for one in sent] == ["websocket.accept", "websocket.send", "websocket.close"]
     assert sent[1]["text"] == "v"
 
@@ -499,7 +500,7 @@ async def test_without_the_middleware_it_says_how_to_add_it(cache: Cache) -> Non
         assert "add_middleware(CacheMiddleware, cache=cache)" in str(call.error)
 
 
-# --- validators and ages --------------------------------------------------------------------------------------------------
+# --- validators and ages ------------------------------------------------------------------------------
 
 
 async def test_age_grows_with_the_time_since_the_response_was_made(cache: Cache, wall: SimpleNamespace) -> None:
@@ -593,7 +594,7 @@ async def test_clients_are_told_to_ask_where_the_route_says_nothing(cache: Cache
     assert [(await ask(other, "/?2")).header("cache-control") for _ in range(2)] == ["max-age=5"] * 2
 
 
-# --- Cache-Status -----------------------------------------------------------------------------------------------------------
+# --- Cache-Status -------------------------------------------------------------------------------------
 
 
 async def test_cache_status_of_a_miss_a_hit_and_an_invalidation(cache: Cache, clock: FakeClock) -> None:
@@ -658,7 +659,7 @@ async def test_cache_status_of_caches_before_it_is_not_stored(cache: Cache) -> N
     assert len((await ask(app)).all("cache-status")) == 1
 
 
-# --- tags as a header ---------------------------------------------------------------------------------------------------------
+# --- tags as a header ---------------------------------------------------------------------------------
 
 
 async def test_tags_go_out_in_a_header_for_debugging(cache: Cache) -> None:
@@ -672,7 +673,9 @@ async def test_tags_go_out_in_a_header_for_debugging(cache: Cache) -> None:
     assert [(await ask(app)).header("x-tags") for _ in range(2)] == ["a, b"] * 2
 
 
-@pytest.mark.parametrize("tag", ["a\r\nSet-Cookie: s=1", "a\nb", "a\0b", "ü\u2028", "\x85", "a\x7fb", '"; x="', "\ud7ff"])
+@pytest.mark.parametrize(
+    "tag", ["a\r\nSet-Cookie: s=1", "a\nb", "a\0b", "ü\u2028", "\x85", "a\x7fb", '"; x="', "\ud7ff"]
+)
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_no_tag_can_break_a_header(cache: Cache, tag: str, streamed: bool) -> None:
     """Neither in the header for tags nor in the one that names the tag behind a miss."""
@@ -694,7 +697,7 @@ async def test_no_tag_can_break_a_header(cache: Cache, tag: str, streamed: bool)
         assert call.all("set-cookie") == []
 
 
-# --- stale on purpose -------------------------------------------------------------------------------------------------------------
+# --- stale on purpose ---------------------------------------------------------------------------------
 
 request_user: contextvars.ContextVar[str] = contextvars.ContextVar("request_user", default="nobody")
 
@@ -710,8 +713,6 @@ class AsUser:
             request_user.set("alice")
             scope.setdefault("state", {})["user"] = "alice"
         await self.app(scope, receive, send)
-
-
 
 
 @pytest.mark.parametrize("public", [False, True])
@@ -828,7 +829,7 @@ async def test_a_renewal_finds_its_way_into_a_mounted_application(cache: Cache, 
     assert apps == [(inner, "/m/page/1", "1")] * 2
 
 
-async def test_a_renewal_of_a_streamed_response_listens_for_a_client_without_end(cache: Cache, clock: FakeClock) -> None:
+async def test_a_renewal_of_a_streamed_response_waits_for_its_client(cache: Cache, clock: FakeClock) -> None:
     """A `receive` that gave messages for ever would keep Starlette's listener spinning, and the process with it."""
     second: list[str] = []
 
@@ -938,7 +939,7 @@ async def test_a_fallback_does_not_come_after_half_a_body(cache: Cache, clock: F
     assert call.body == b"half"
 
 
-# --- off, broken, or not there ---------------------------------------------------------------------------------------------------
+# --- off, broken, or not there ------------------------------------------------------------------------
 
 
 async def test_a_disabled_cache_serves_and_stores_nothing(cache: Cache) -> None:
@@ -971,7 +972,7 @@ async def test_a_backend_that_does_not_answer_leaves_errors_what_they_are(clock:
     assert cache._filling().flights._open == {}
 
 
-# --- the middleware's own policy ----------------------------------------------------------------------------------------------------
+# --- the middleware's own policy ----------------------------------------------------------------------
 
 
 async def test_a_policy_may_come_from_a_function_of_the_request(cache: Cache) -> None:
@@ -993,7 +994,7 @@ async def test_a_policy_from_a_function_has_to_be_public(cache: Cache) -> None:
     assert "public=True" in str(call.error)
 
 
-# --- bad input ------------------------------------------------------------------------------------------------------------------------
+# --- bad input ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1024,5 +1025,3 @@ def test_what_cannot_be_meant_is_refused_at_construction(option: str, value: Any
         CacheMiddleware(Page(), **{"cache": Cache(), option: value})
     assert option in str(caught.value)
     assert repr(value) in str(caught.value)
-
-

@@ -38,7 +38,7 @@ def served(cache: Cache, endpoint: Any, path: str = "/", **route: Any) -> Starle
     return app
 
 
-# --- endpoints --------------------------------------------------------------------------------------------------
+# --- endpoints ----------------------------------------------------------------------------------------
 
 
 async def test_an_async_endpoint(cache: Cache) -> None:
@@ -117,11 +117,11 @@ async def test_an_object_with_an_async_call_is_served_or_refused(cache: Cache) -
 
 
 async def test_tags_by_a_function_of_the_path_parameters(cache: Cache) -> None:
-    @cache_response(60, tags=lambda id: [f"product:{id}"])
+    @cache_response(60, tags=lambda number: [f"product:{number}"])
     async def product(request: Request) -> PlainTextResponse:
         return PlainTextResponse("x")
 
-    app = served(cache, product, "/products/{id:int}")
+    app = served(cache, product, "/products/{number:int}")
     await ask(app, "/products/5")
     await cache.invalidate("product:5")
     assert not (await ask(app, "/products/5")).hit
@@ -188,7 +188,7 @@ async def test_a_hit_may_still_be_changed_by_what_stands_around_the_endpoint(cac
     assert [(await ask(app)).all("x-run")[-1] for _ in range(3)] == ["0", "1", "2"]
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------
+# --- what is refused ----------------------------------------------------------------------------------
 
 BAD = [
     ("ttl", 0),
@@ -248,7 +248,7 @@ def test_templates_that_name_nothing_are_refused(tags: Any) -> None:
     async def page(request: Request, product_id: int) -> PlainTextResponse:
         raise AssertionError
 
-    with pytest.raises(ConfigurationError, match="tag|template"):
+    with pytest.raises(ConfigurationError, match=r"tag|template"):
         cache_response(60, tags=tags)(page)
 
 

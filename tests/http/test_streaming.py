@@ -61,7 +61,7 @@ async def stored(app: Any, path: str = "/") -> bool:
     return (await ask(app, path)).hit
 
 
-# --- as it comes ---------------------------------------------------------------------------------------
+# --- as it comes --------------------------------------------------------------------------------------
 
 
 async def test_the_first_chunk_is_out_before_the_second_is_produced(cache: Cache) -> None:
@@ -121,7 +121,7 @@ async def test_no_message_is_lost_or_changed_on_a_miss(cache: Cache) -> None:
     assert (b"x-a", b"1") in call.start["headers"]
 
 
-# --- how much ------------------------------------------------------------------------------------------
+# --- how much -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "kept"), [(0, True), (99, True), (100, True), (101, False)])
@@ -144,7 +144,7 @@ async def test_max_body_of_nothing_stores_empty_bodies_only(cache: Cache) -> Non
     assert not await stored(app)
 
 
-# --- never a half ----------------------------------------------------------------------------------------
+# --- never a half -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [b"4", b"6", b"x", b""])
@@ -245,7 +245,7 @@ async def test_an_application_that_ends_early_for_a_client_that_is_gone_stores_n
     assert not record.hit
 
 
-# --- what is not a body ------------------------------------------------------------------------------------
+# --- what is not a body -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ async def test_an_event_stream_passes_chunk_by_chunk_and_is_not_stored(cache: Ca
     assert not await stored(app)
 
 
-# --- tags ---------------------------------------------------------------------------------------------------
+# --- tags ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
@@ -399,7 +399,7 @@ async def test_a_background_task_that_fails_does_not_undo_the_store(cache: Cache
     assert await stored(app)
 
 
-# --- compression ------------------------------------------------------------------------------------------------
+# --- compression --------------------------------------------------------------------------------------
 
 LONG = "x" * 2000
 

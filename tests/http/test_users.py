@@ -1,7 +1,8 @@
 """What one user got never reaches another: at the endpoint, before routing, and among those who asked at once."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 import pytest
@@ -30,13 +31,14 @@ def cache(clock: FakeClock) -> Iterator[Cache]:
     yield from watched(clock)
 
 
-class Case(NamedTuple):
+@dataclass(frozen=True)
+class Case:
     """Two users, and a page that shows who asked. `answer`: the headers of the response."""
 
-    alice: Pairs = []
-    bob: Pairs = []
-    answer: dict[str, str] = {}
-    policy: dict[str, Any] = {}
+    alice: Pairs
+    bob: Pairs
+    answer: dict[str, str] = field(default_factory=dict)
+    policy: dict[str, Any] = field(default_factory=dict)
     #: Which of the headers the page looks at.
     by: str = "authorization"
 
@@ -70,7 +72,9 @@ CASES = {
     "cookie in cookies=, and in Vary": Case(
         [("cookie", "s=alice")], [("cookie", "s=bob")], {"vary": "Cookie"}, {"cookies": ["s"]}, by="cookie"
     ),
-    "cookie header in vary=": Case([("cookie", "s=alice")], [("cookie", "s=bob")], policy={"vary": ["cookie"]}, by="cookie"),
+    "cookie header in vary=": Case(
+        [("cookie", "s=alice")], [("cookie", "s=bob")], policy={"vary": ["cookie"]}, by="cookie"
+    ),
     "the response varies by cookie": Case(NOBODY, [("cookie", "s=bob")], {"vary": "Cookie"}, by="cookie"),
     "header in vary=": Case([("x-user", "alice")], [("x-user", "bob")], policy={"vary": ["X-User"]}, by="x-user"),
     "header in vary=, then none": Case([("x-user", "alice")], NOBODY, policy={"vary": ["x-user"]}, by="x-user"),
@@ -207,7 +211,7 @@ async def test_a_response_that_says_public_is_shared_but_not_with_those_who_send
     assert (await ask(app, headers={"cookie": "s=b"})).text == "s=b"
 
 
-# --- guarded routes --------------------------------------------------------------------------------------------
+# --- guarded routes -----------------------------------------------------------------------------------
 
 
 def guard(request: Request) -> None:

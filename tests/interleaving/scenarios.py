@@ -12,11 +12,18 @@ from asynctag.cache import Hit, Miss
 from tests.interleaving.world import Build, Failed, World
 
 SCENARIOS: dict[str, Build] = {}
+#: Those that are too large with every answer on its way as a step of its own.
+LIGHT: set[str] = set()
 
 
 def scenario(build: Build) -> Build:
     SCENARIOS[(build.__doc__ or "").rstrip(".")] = build
     return build
+
+
+def light(build: Build) -> Build:
+    LIGHT.add((build.__doc__ or "").rstrip("."))
+    return scenario(build)
 
 
 def reader(world: World, cache: Cache, key: str = "k", row: str = "x", **options: Any) -> Callable[[], Awaitable[None]]:
@@ -60,7 +67,7 @@ def two_writers(world: World) -> None:
     world.after(reader(world, world.cache(1)))
 
 
-@scenario
+@light
 def join_after_invalidation(world: World) -> None:
     """Three readers and a writer: flights are joined, and followed by others."""
     world.process("writer", writer(world, world.cache(0)))
@@ -113,7 +120,7 @@ def delete_under_a_parent(world: World) -> None:
     world.after(ask)
 
 
-@scenario
+@light
 def clear_a_namespace(world: World) -> None:
     """A namespace is cleared while something is computed in it, and used outside it."""
     shop, site = world.cache(0, namespace="shop"), world.cache(0)
@@ -139,7 +146,7 @@ def clear_everything(world: World) -> None:
     world.after(reader(world, shop, tags=[]))
 
 
-@scenario
+@light
 def the_journal_is_lost(world: World) -> None:
     """The journal is lost while something is computed, and with it an invalidation."""
     cache = world.cache(0)
@@ -158,7 +165,7 @@ def the_journal_is_lost(world: World) -> None:
 # --- nesting --------------------------------------------------------------------------------------
 
 
-@scenario
+@light
 def a_child_changes(world: World) -> None:
     """The row of a child changes while its parent is computed."""
     cache = world.cache(0)
@@ -180,7 +187,7 @@ def a_child_is_hit(world: World) -> None:
     world.after(parent(world, cache))
 
 
-@scenario
+@light
 def a_child_is_joined(world: World) -> None:
     """A parent is computed from a child that another task computes."""
     cache = world.cache(0)
@@ -190,7 +197,7 @@ def a_child_is_joined(world: World) -> None:
     world.after(parent(world, cache))
 
 
-@scenario
+@light
 def a_failing_child(world: World) -> None:
     """A parent is built from the failure of its child, as "not found" is."""
     cache = world.cache(0)
@@ -214,7 +221,7 @@ def a_failing_child(world: World) -> None:
 # --- flights --------------------------------------------------------------------------------------
 
 
-@scenario
+@light
 def the_leader_is_cancelled(world: World) -> None:
     """A leader with two followers is cancelled."""
     cache = world.cache(0)
@@ -224,7 +231,7 @@ def the_leader_is_cancelled(world: World) -> None:
     world.after(reader(world, cache))
 
 
-@scenario
+@light
 def leader_cancelled_and_a_writer(world: World) -> None:
     """A leader is cancelled, and a writer comes."""
     cache = world.cache(0)
@@ -234,7 +241,7 @@ def leader_cancelled_and_a_writer(world: World) -> None:
     world.after(reader(world, cache))
 
 
-@scenario
+@light
 def any_is_cancelled(world: World) -> None:
     """A follower is cancelled, also while it waits."""
     cache = world.cache(0)
@@ -244,7 +251,7 @@ def any_is_cancelled(world: World) -> None:
     world.after(reader(world, cache))
 
 
-@scenario
+@light
 def a_parent_is_cancelled(world: World) -> None:
     """A parent is cancelled in its child, which others wait for."""
     cache = world.cache(0)
@@ -254,7 +261,7 @@ def a_parent_is_cancelled(world: World) -> None:
     world.after(parent(world, cache))
 
 
-@scenario
+@light
 def errors_are_shared(world: World) -> None:
     """A computation fails: its error goes to those who came before it began."""
     cache = world.cache(0)
@@ -264,7 +271,8 @@ def errors_are_shared(world: World) -> None:
 
     world.process("writer", writer(world, cache))
     for number in (1, 2, 3):
-        world.process(f"reader {number}", partial(world.ask, lambda: cache.get_or_set("k", compute, tags=["x"])), kind="reader")
+        ask = partial(world.ask, lambda: cache.get_or_set("k", compute, tags=["x"]))
+        world.process(f"reader {number}", ask, kind="reader")
 
 
 @scenario
@@ -292,7 +300,7 @@ def nothing_is_stored(world: World) -> None:
     world.after(look)
 
 
-@scenario
+@light
 def flights_that_cross(world: World) -> None:
     """Two computations ask for each other's keys."""
     cache = world.cache(0)
@@ -324,7 +332,7 @@ def reader_of_many(world: World, cache: Cache, *rows: str) -> Callable[[], Await
     return partial(world.ask, ask)
 
 
-@scenario
+@light
 def many_crosswise(world: World) -> None:
     """Several keys at once, in opposite orders, and one of them alone."""
     cache = world.cache(0)
@@ -334,7 +342,7 @@ def many_crosswise(world: World) -> None:
     world.after(reader_of_many(world, cache, "x", "y"))
 
 
-@scenario
+@light
 def many_and_a_writer(world: World) -> None:
     """Several keys at once, one of them alone, and a writer."""
     cache = world.cache(0)
@@ -344,14 +352,22 @@ def many_and_a_writer(world: World) -> None:
     world.after(reader_of_many(world, cache, "x", "y"))
 
 
-@scenario
+@light
 def many_is_cancelled(world: World) -> None:
-    """A caller of several keys is cancelled, and others wait for some of them."""
+    """A caller of several keys is cancelled, and another waits for some of them."""
     cache = world.cache(0)
     world.process("reader of x and y", reader_of_many(world, cache, "x", "y"), cancellable=True)
-    world.process("reader of y", reader(world, cache, key="y", row="y"))
     world.process("reader of y and x", reader_of_many(world, cache, "y", "x"))
     world.after(reader_of_many(world, cache, "x", "y"))
+
+
+def one_waits_for_many_flights(world: World) -> None:
+    """A caller of several keys, and flights whose stores are refused: by its schedule alone, it is too large."""
+    cache = world.cache(0)
+    world.process("many", reader_of_many(world, cache, "x"))
+    for number in (1, 2, 3):
+        world.process(f"writer {number}", writer(world, cache), kind="writer")
+        world.process(f"reader {number}", reader(world, cache, key="x"), kind="reader")
 
 
 # --- stale on purpose --------------------------------------------------------------------------------
@@ -367,7 +383,7 @@ def fresh_page(world: World, cache: Cache) -> Callable[[], Awaitable[None]]:
     return partial(world.ask, look, fresh=True)
 
 
-@scenario
+@light
 def a_stale_child(world: World) -> None:
     """A child is softly invalidated under its parent."""
     cache = world.cache(0, stale_while_revalidate=100)
@@ -379,7 +395,7 @@ def a_stale_child(world: World) -> None:
     world.after(fresh_page(world, cache))
 
 
-@scenario
+@light
 def a_child_is_softened_in_flight(world: World) -> None:
     """A child is softly invalidated while one task computes it and another builds from it."""
     cache = world.cache(0, stale_while_revalidate=100)

@@ -47,7 +47,7 @@ async def annotated(product_id: int) -> Product | None:
 async def functions() -> None:
     assert_type(await product(635), Product)
     assert_type(await product(635, region="south"), Product)
-    assert_type(product(635), Coroutine[Any, Any, Product])
+    _ = assert_type(product(635), Coroutine[Any, Any, Product])
     assert_type(product.key(635), str)
     assert_type(await product.invalidate(635, region="south"), None)
     assert_type(await product.invalidate_all(), None)
@@ -77,7 +77,7 @@ def not_async(n: int) -> int:
     return n
 
 
-cache.cached(not_async)  # type: ignore[call-overload] # pyright: ignore
+cache.cached(not_async)  # type: ignore[arg-type] # pyright: ignore
 cache.cached(ttl="60")  # type: ignore[call-overload] # pyright: ignore
 
 
@@ -104,7 +104,7 @@ class Repository:
 async def methods(repository: Repository) -> None:
     assert_type(await repository.method(1), Product)
     assert_type(await repository.method(1, deep=True), Product)
-    assert_type(repository.method(1), Coroutine[Any, Any, Product])
+    _ = assert_type(repository.method(1), Coroutine[Any, Any, Product])
     assert_type(repository.method.key(1), str)
     assert_type(await repository.method.invalidate(1), None)
     assert_type(await repository.method.invalidate_all(), None)

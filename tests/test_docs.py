@@ -1,0 +1,248 @@
+"""The pages run, agree with the examples, name every public name, and link to what exists."""
+
+import ast
+import asyncio
+import inspect
+import re
+import sys
+import types
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import asynctag
+import asynctag.backends.memory
+import asynctag.http
+import asynctag.integrations.fastapi
+import asynctag.testing
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+GENERATED = {DOCS / "benchmarks.md"}
+PAGES = sorted({ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.glob("*.md")} - GENERATED)
+DRAWINGS = sorted(DOCS.glob("*.svg"))
+
+#: Hosts that a page may name. Everything else is `pip install` and links within the project.
+HOSTS = {
+    "127.0.0.1",
+    "docs.pytest.org",
+    "doi.org",
+    "keepachangelog.com",
+    "semver.org",
+    "www.rfc-editor.org",
+    "www.usenix.org",
+    "www.w3.org",
+}
+
+
+class Block(NamedTuple):
+    """A fenced block of a page: what is said of it, its text, and the line on which it starts."""
+
+    info: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """The fenced blocks of a page."""
+    info, start, lines = None, 0, []
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        if line.startswith("```"):
+            if info is None:
+                info, start, lines = line.removeprefix("```").strip(), number + 1, []
+            else:
+                yield Block(info, "\n".join(lines) + "\n", start)
+                info = None
+        elif info is not None:
+            lines.append(line)
+    assert info is None, f"{page.name}:{start}: a block that is not closed"
+
+
+def python_blocks(page: Path) -> list[Block]:
+    return [block for block in blocks(page) if block.info == "python"]
+
+
+def prose(page: Path) -> str:
+    """What is outside of blocks."""
+    return re.sub(r"(?ms)^```.*?^```$", "", page.read_text())
+
+
+def named(pages: list[Path]) -> list[object]:
+    return [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in pages]
+
+
+every_page = pytest.mark.parametrize("page", named(PAGES))
+
+
+# --- the code ------------------------------------------------------------------------------------------
+
+
+async def run(page: Path, module: types.ModuleType) -> None:
+    """The page's blocks, one after the other, as one module whose top level may await."""
+    for block in python_blocks(page):
+        source = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
+        code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        result = eval(code, vars(module))
+        if code.co_flags & inspect.CO_COROUTINE:
+            await result
+
+
+@pytest.mark.parametrize("page", named([page for page in PAGES if python_blocks(page)]))
+def test_the_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In sequence, in one fresh namespace, with the assertions that they make."""
+    module = types.ModuleType(f"page_{re.sub(r'[^a-z]', '_', page.stem.lower())}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look up their annotations
+    monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
+    asyncio.run(run(page, module))
+
+
+@every_page
+def test_the_kinds_of_blocks(page: Path) -> None:
+    """A misspelt kind would be a block that never runs."""
+    known = {"python", "python no-run", "console", "text", "http", "toml", "html"}
+    for block in blocks(page):
+        assert block.info in known, f"{page.name}:{block.line}: a block of {block.info!r}"
+        if block.info == "python no-run":
+            ast.parse(block.text)
+
+
+def test_most_code_runs() -> None:
+    """What does not run is an exception, and says so."""
+    for page in PAGES:
+        kinds = [block.info for block in blocks(page)]
+        assert kinds.count("python no-run") <= 2, page.name
+
+
+# --- agreement -------------------------------------------------------------------------------------------
+
+
+def without_docstring(source: str) -> str:
+    first = ast.parse(source).body[0]
+    is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    kept = source.splitlines()[first.end_lineno :] if is_docstring else source.splitlines()
+    return "\n".join(kept).strip("\n") + "\n"
+
+
+def test_the_readme_shows_the_quickstart() -> None:
+    """What is read is what runs: the example of the README is the file, but for its docstring."""
+    example = without_docstring((ROOT / "examples" / "quickstart.py").read_text())
+    assert [block.text for block in python_blocks(ROOT / "README.md")][:1] == [example]
+
+
+def test_the_recipe_for_executors_is_the_examples() -> None:
+    """The lines of the how-to stand in the example that shows what they do."""
+    example = (ROOT / "examples" / "worker_threads.py").read_text()
+    page = (DOCS / "how-to.md").read_text()
+    for line in ("context = contextvars.copy_context()", "run_in_executor(None, partial(context.run, read_row, row))"):
+        assert line in example
+        assert line in page
+
+
+PUBLIC = [
+    *asynctag.__all__,
+    *asynctag.http.__all__,
+    *asynctag.integrations.fastapi.__all__,
+    *asynctag.testing.__all__,
+]
+
+
+@pytest.mark.parametrize("name", sorted(set(PUBLIC)))
+def test_the_reference_has_every_public_name(name: str) -> None:
+    """In a heading, in a table's first column, or in the tree of errors."""
+    page = (DOCS / "reference.md").read_text()
+    as_heading = re.search(rf"(?m)^#+ .*`[^`]*\b{name}\b", page)
+    in_table = re.search(rf"(?m)^\| `{name}\b[^|]*\|", page)
+    in_tree = name.endswith("Error") and re.search(rf"(?m)^[│├└─ ]*{name}\b", page)
+    assert as_heading or in_table or in_tree
+
+
+def parameters() -> Iterator[object]:
+    """The parameters of what users call, each with its owner."""
+    owners = [
+        asynctag.Cache,
+        asynctag.backends.memory.MemoryBackend,
+        asynctag.http.CacheMiddleware,
+        asynctag.http.cache_response,
+        asynctag.integrations.fastapi.cache_policy,
+        *(member for name, member in inspect.getmembers(asynctag.Cache, callable) if not name.startswith("_")),
+    ]
+    for owner in owners:
+        for name, parameter in inspect.signature(owner).parameters.items():
+            if name not in ("self", "app", "function") and parameter.kind is not parameter.VAR_KEYWORD:
+                yield pytest.param(name, id=f"{owner.__qualname__}-{name}")
+
+
+@pytest.mark.parametrize("name", list(parameters()))
+def test_the_reference_has_every_parameter(name: str) -> None:
+    """Spelt as the code spells it."""
+    assert re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`|(?m:^.*\b{name}\b.*[:=])", (DOCS / "reference.md").read_text())
+
+
+@pytest.mark.parametrize("member", [*vars(asynctag.Cache), *vars(asynctag.Cached), *vars(asynctag.http.RequestCache)])
+def test_the_reference_has_every_method(member: str) -> None:
+    """Of the cache, of cached functions and of the cache in a request."""
+    if not member.startswith("_"):
+        assert re.search(rf"`(?:await )?(?:\w+\.)?{member}\b", (DOCS / "reference.md").read_text())
+
+
+def test_the_changelog_has_the_version() -> None:
+    """The one that the package says it is."""
+    assert f"## [{asynctag.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+# --- links, and what does not belong here --------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as renderers of Markdown make them."""
+    headings = re.findall(r"(?m)^#+ (.+)$", prose(page))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    """Files exist, anchors too, and pictures have a text for those who don't see them."""
+    text = prose(page)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{page.name} links to {target}"
+        assert found.is_relative_to(ROOT)
+        if anchor:
+            assert anchor in anchors(found), f"{page.name} links to {target}"
+    assert "![](" not in text
+
+
+@every_page
+def test_every_page_is_found(page: Path) -> None:
+    """The index links to all pages, the README to the index."""
+    if page.parent == DOCS and page.name != "index.md":
+        assert f"({page.name})" in (DOCS / "index.md").read_text()
+    assert "(docs/index.md)" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("page", named([*PAGES, *DRAWINGS]))
+def test_pages_speak_of_the_project_alone(page: Path) -> None:
+    """No paths of one machine, no hosts of somebody's network, no numbers of tickets."""
+    text = page.read_text()
+    assert not re.search(r"(?<![\w.:/}*-])/(?:home|root|tmp|work|mnt|opt|usr|var|Users)/", text)
+    assert not re.search(r"(?<![\w&])#\d+\b(?! |;|\")", text)
+    hosts = set(re.findall(r"https?://([\w.-]+)", text))
+    assert hosts <= HOSTS, hosts - HOSTS
+
+
+@pytest.mark.parametrize("drawing", named(DRAWINGS))
+def test_drawings_are_for_light_and_dark(drawing: Path) -> None:
+    """Well-formed, with a title for screen readers, colours for both schemes, and nothing fetched from elsewhere."""
+    root = ElementTree.parse(drawing).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert root.find("{http://www.w3.org/2000/svg}title") is not None
+    text = drawing.read_text()
+    assert "prefers-color-scheme: dark" in text
+    assert not re.search(r"\b(?:href|src)=", text)
+    assert any(drawing.name in page.read_text() for page in PAGES)

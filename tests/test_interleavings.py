@@ -1,0 +1,414 @@
+"""No interleaving of a few readers and writers is served stale, hangs, or leaves anything behind.
+
+All of them are run, on the real code: see `tests/interleaving`. The wrong variants show that the
+enumeration would see it: each breaks one rule of the protocol, and must be caught.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from asynctag.backends.base import Entry, Written
+from asynctag.backends.memory import MemoryBackend
+from asynctag.fill import MISSING, Filler, load
+from asynctag.flight import Fate, Flight, Flights
+from asynctag.scope import Scope
+from tests.interleaving.scenarios import LIGHT, SCENARIOS, one_waits_for_many_flights
+from tests.interleaving.scheduler import (
+    Choice,
+    Explored,
+    OnAsyncio,
+    Step,
+    Violation,
+    explore_on_asyncio,
+    explore_on_trio,
+    replay,
+)
+from tests.interleaving.world import stage
+
+#: On trio the same scenarios run, as far as this many executions go: its turns take longer.
+ON_TRIO = 60
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Thousands of failing computations need not be logged."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def explore(name: str, run: Callable[..., Explored] = explore_on_asyncio, **options: Any) -> Explored:
+    return run(stage(name, SCENARIOS[name], remote=name not in LIGHT), **options)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_interleaving_holds(name: str) -> None:
+    """Whatever the order, nobody gets old data, hangs, or sees the cancellation of another."""
+    explored = explore(name)
+    assert explored.complete
+    assert explored.states > 20
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_interleavings_hold_on_trio(name: str) -> None:
+    """The first of them, on the other event loop."""
+    explored = explore(name, explore_on_trio, limit=ON_TRIO)
+    assert explored.executions > 5
+
+
+def test_the_same_executions_on_both_event_loops() -> None:
+    """What a schedule does is the same on asyncio and on trio: as many executions, states and steps."""
+    name = "A reader and two writers"
+    here, there = explore(name), explore(name, explore_on_trio)
+    assert here == there
+
+
+def test_without_fingerprints_nothing_else_is_found() -> None:
+    """Where the state cannot be seen, as on a server, the schedules are followed to their ends."""
+    name = "A key without tags is deleted while it is computed"
+    make = stage(name, SCENARIOS[name])
+
+    def blind(runtime: Any) -> Any:
+        world = make(runtime)
+        return _Blind(world)
+
+    explored = explore_on_asyncio(blind, limit=200)
+    assert (explored.states, explored.executions, explored.complete) == (0, 200, False)
+
+
+class _Blind:
+    def __init__(self, making: Any) -> None:
+        self._making = making
+
+    async def __aenter__(self) -> Any:
+        world = await self._making.__aenter__()
+        world.fingerprint = lambda: None
+        return world
+
+    async def __aexit__(self, *error: Any) -> Any:
+        return await self._making.__aexit__(*error)
+
+
+def _refused_flights(caller: str) -> list[Step]:
+    """Three flights in turn, each refused by an invalidation, and a caller who could wait for each of them."""
+    schedule: list[Step] = []
+    for number in (1, 2, 3):
+        schedule += [(Choice.RUN, f"reader {number}")] * 2  # looks up and leads
+        schedule += [(Choice.RUN, caller)] * 2  # looks up and waits; or wakes, looks up again and waits
+        schedule += [(Choice.RUN, f"writer {number}")] * 2
+        schedule += [(Choice.RUN, f"reader {number}")] * 2  # reads the row and stores: refused
+    return schedule
+
+
+def test_a_caller_of_many_waits_for_two_computations_at_most() -> None:
+    """Also where the stores of all those before it are refused."""
+    asyncio.run(replay(stage("many", one_waits_for_many_flights, remote=False), OnAsyncio(), _refused_flights("many")))
+
+
+# --- wrong variants -------------------------------------------------------------------------------
+
+Break = Callable[[pytest.MonkeyPatch], None]
+VARIANTS: dict[str, tuple[Break, str]] = {}
+
+
+def variant(scenario: str) -> Callable[[Break], Break]:
+    def add(breaks: Break) -> Break:
+        VARIANTS[(breaks.__doc__ or "").rstrip(".")] = breaks, scenario
+        return breaks
+
+    return add
+
+
+@variant("Two readers and a writer")
+def stamped_at_the_store(patch: pytest.MonkeyPatch) -> None:
+    """The stamp is taken when the entry is stored."""
+    write = Filler.write
+
+    async def stamped(self: Filler, entry: Entry) -> Written:
+        entry.stamp = self.backend.inner._stamp  # type: ignore[attr-defined]
+        return await write(self, entry)
+
+    patch.setattr(Filler, "write", stamped)
+
+
+@variant("Two readers and a writer")
+def stamped_at_the_computation(patch: pytest.MonkeyPatch) -> None:
+    """The stamp is taken when the value is there, before the store is sent."""
+    make = Filler.entry
+
+    def stamped(self: Filler, job: Any, kept: Any, stamp: Any, scope: Any, started: float) -> Entry:
+        return make(self, job, kept, self.backend.inner._stamp, scope, started)  # type: ignore[attr-defined]
+
+    patch.setattr(Filler, "entry", stamped)
+
+
+@variant("Two readers and a writer")
+def store_unchecked(patch: pytest.MonkeyPatch) -> None:
+    """A store is not held against the journal; what was stored counts from then on."""
+    write = MemoryBackend._write
+
+    def unchecked(self: MemoryBackend, entry: Entry) -> Written:
+        entry.stamp = self._stamp
+        return write(self, entry)
+
+    patch.setattr(MemoryBackend, "_write", unchecked)
+
+
+@variant("Two readers and a writer")
+def joined_during_the_store(patch: pytest.MonkeyPatch) -> None:
+    """A flight may be joined after its store was sent."""
+    patch.setattr(Flights, "close", lambda self, flight: None)
+
+
+@variant("Two readers and a writer")
+def unchecked_results_shared(patch: pytest.MonkeyPatch) -> None:
+    """A result that no store has accepted is shared with all who wait."""
+    patch.setattr(Flight, "serves", lambda self, came: self.fate in (Fate.ACCEPTED, Fate.UNCHECKED, Fate.FAILED))
+
+
+@variant("A computation fails: its error goes to those who came before it began")
+def errors_for_all(patch: pytest.MonkeyPatch) -> None:
+    """An error is shared with all who wait, also with those who came after its data was read."""
+    serves = Flight.serves
+    patch.setattr(Flight, "serves", lambda self, came: self.fate is Fate.FAILED or serves(self, came))
+
+
+@variant("A computation is not to be stored: its value is its own caller's")
+def no_store_shared(patch: pytest.MonkeyPatch) -> None:
+    """What is not to be stored is shared with those who came before."""
+    land = Flights.land
+    store = Filler._store
+
+    async def shared(self: Filler, job: Any, value: Any, reading: Any, flight: Any, scope: Any, started: float) -> None:
+        if scope.no_store and flight is not None:
+            entry = self.entry(job, self.keep(job.codec, value), reading.stamp, scope, started)
+            land(flight=flight, fate=Fate.ACCEPTED, entry=entry, self=self.flights)
+            for process in self.flights._world.execution.processes:  # type: ignore[attr-defined]
+                if process.waits_for is flight:
+                    process.status = type(process.status).RUNNING
+        await store(self, job, value, reading, flight, scope, started)
+
+    patch.setattr(Filler, "_store", shared)
+
+
+@variant("The row of a child changes while its parent is computed")
+def tags_stay_with_the_child(patch: pytest.MonkeyPatch) -> None:
+    """A computed child does not hand its tags up."""
+    patch.setattr(Scope, "hand_up", lambda self: setattr(self, "closed", True))
+
+
+@variant("A parent is computed from a child that is cached already")
+def tags_of_hits_stay(patch: pytest.MonkeyPatch) -> None:
+    """A child that is hit does not hand its tags up."""
+    patch.setattr(Scope, "absorb", lambda self, entry, backend, stale=False: None)
+
+
+@variant("A parent is computed from a child that another task computes")
+def tags_of_joined_stay(patch: pytest.MonkeyPatch) -> None:
+    """A child that is joined does not hand its tags up."""
+
+    def share(self: Filler, job: Any, flight: Flight, parent: Any) -> Any:
+        assert flight.entry is not None
+        return load(flight.entry, job.codec)
+
+    patch.setattr(Filler, "_share", share)
+
+
+@variant('A parent is built from the failure of its child, as "not found" is')
+def tags_of_failures_stay(patch: pytest.MonkeyPatch) -> None:
+    """A child that failed does not hand its tags up."""
+    compute = Filler.compute
+
+    async def forgetful(self: Filler, job: Any, *args: Any, **options: Any) -> Any:
+        hand_up = Scope.hand_up
+        try:
+            return await compute(self, job._replace(compute=_failing(job.compute)), *args, **options)
+        finally:
+            assert Scope.hand_up is hand_up
+
+    def _failing(inner: Any) -> Any:
+        async def run() -> Any:
+            from asynctag.scope import current_scope
+
+            try:
+                return await inner()
+            except Exception:
+                scope = current_scope.get()
+                assert scope is not None
+                scope.tags.clear()
+                raise
+
+        return run
+
+    patch.setattr(Filler, "compute", forgetful)
+
+
+def _delete_only(self: MemoryBackend, key: str) -> bool:
+    node = self._entries.pop(key, None)
+    if node is not None:
+        self._unlink(node)
+    return node is not None
+
+
+@variant("A key without tags is deleted while it is computed")
+def delete_without_its_tag(patch: pytest.MonkeyPatch) -> None:
+    """A deletion takes the entry away and invalidates nothing."""
+
+    async def delete(self: MemoryBackend, key: str) -> bool:
+        return _delete_only(self, key)
+
+    patch.setattr(MemoryBackend, "delete", delete)
+
+
+@variant("A child is deleted while its parent is computed")
+def delete_without_its_tag_for_parents(patch: pytest.MonkeyPatch) -> None:
+    """A deletion takes the entry away, and parents do not hear of it."""
+    delete_without_its_tag(patch)
+
+
+@variant("A tag is added after the row was read")
+def late_tags_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Tags that are added in the course of the computation do not count."""
+    patch.setattr("tests.interleaving.scenarios.add_tags", lambda *tags: None)
+
+
+@variant("A tag is added after the row was read")
+def late_tags_count_from_then(patch: pytest.MonkeyPatch) -> None:
+    """A tag counts from when it was added: what was invalidated before, is not seen."""
+    gather, make = Scope.gather, Filler.entry
+
+    def later(self: Scope, tags: Any, backend: Any, *args: Any, **options: Any) -> None:
+        gather(self, tags, backend, *args, **options)
+        self._said = backend.inner._stamp
+
+    def stamped(self: Filler, job: Any, kept: Any, stamp: Any, scope: Any, started: float) -> Entry:
+        return make(self, job, kept, scope._said or stamp, scope, started)
+
+    patch.setattr(Scope, "gather", later)
+    patch.setattr(Filler, "entry", stamped)
+
+
+@variant("A child is softly invalidated under its parent")
+def staleness_stays(patch: pytest.MonkeyPatch) -> None:
+    """A parent of a stale child is stored as if the child were fresh."""
+    absorb = Scope.absorb
+    patch.setattr(Scope, "absorb", lambda self, entry, backend, stale=False: absorb(self, entry, backend))
+
+
+@variant("A child is softly invalidated while one task computes it and another builds from it")
+def staleness_of_a_store_stays(patch: pytest.MonkeyPatch) -> None:
+    """That a child was stored stale is not handed up, nor to those who joined it."""
+    settle = Filler.settle
+    patch.setattr(
+        Filler, "settle", lambda self, entry, written, scope: settle(self, entry, written._replace(stale=False), scope)
+    )
+
+
+@variant("A soft invalidation after a hard one")
+def one_journal_for_soft_and_hard(patch: pytest.MonkeyPatch) -> None:
+    """A soft invalidation takes the place of a hard one."""
+
+    async def invalidate(self: MemoryBackend, tags: Any, *, soft: bool = False) -> None:
+        names = list(tags)
+        for name in names:
+            if soft:
+                self._hard.pop(name, None)
+        self._invalidate(names, self._soft if soft else self._hard)
+
+    patch.setattr(MemoryBackend, "invalidate", invalidate)
+
+
+@variant("A leader with two followers is cancelled")
+def cancellation_not_handed_on(patch: pytest.MonkeyPatch) -> None:
+    """A leader that is cancelled does not land its flight."""
+    land = Flights.land
+
+    def forgetful(self: Flights, flight: Flight, fate: Fate, **about: Any) -> None:
+        if fate is not Fate.CANCELLED:
+            land(self, flight, fate, **about)
+
+    patch.setattr(Flights, "land", forgetful)
+
+
+@variant("Two computations ask for each other's keys")
+def circles_not_seen(patch: pytest.MonkeyPatch) -> None:
+    """A flight is joined though it waits for the one that joins it."""
+    patch.setattr("asynctag.flight._waits_for", lambda flight, inside, seen: False)
+
+
+@variant("A computation fails, and falls back on what is stale, and a writer comes")
+def fallback_not_read_again(patch: pytest.MonkeyPatch) -> None:
+    """A fallback is what was seen at the start, and not read again."""
+    compute, seen = Filler.compute, {}
+
+    async def remember(self: Filler, job: Any, reading: Any, *args: Any, **options: Any) -> Any:
+        seen[self] = reading
+        return await compute(self, job, reading, *args, **options)
+
+    async def fall_back(self: Filler, job: Any, *args: Any) -> Any:
+        reading = seen[self]
+        return MISSING if reading is None or reading.entry is None else load(reading.entry, job.codec)
+
+    patch.setattr(Filler, "compute", remember)
+    patch.setattr(Filler, "_fallback", fall_back)
+
+
+@variant("The journal is lost while something is computed, and with it an invalidation")
+def the_epoch_stays(patch: pytest.MonkeyPatch) -> None:
+    """A journal that is lost begins again in the same epoch."""
+    wipe = MemoryBackend.wipe
+
+    async def forget(self: MemoryBackend) -> None:
+        epoch = self._stamp.epoch
+        await wipe(self)
+        self._stamp = type(self._stamp)(epoch, 0)
+
+    patch.setattr(MemoryBackend, "wipe", forget)
+
+
+@variant("A namespace is cleared while something is computed in it, and used outside it")
+def no_tag_of_the_namespace(patch: pytest.MonkeyPatch) -> None:
+    """Entries do not carry their namespace's tag."""
+    make = Filler.entry
+
+    def without(self: Filler, *args: Any) -> Entry:
+        entry = make(self, *args)
+        entry.tags = tuple(tag for tag in entry.tags if tag.split("|")[1] != "n")
+        return entry
+
+    patch.setattr(Filler, "entry", without)
+
+
+@variant("Several keys at once, in opposite orders, and one of them alone")
+def waits_before_it_lands(patch: pytest.MonkeyPatch) -> None:
+    """A caller of several keys leads each flight until it has all its values, those it joined too."""
+    land, build = Flights.land, Filler._build
+
+    async def late(self: Filler, *args: Any) -> Any:
+        patched = self.flights
+        held: list[tuple[Any, Any]] = []
+        patched.land = lambda flight, fate, **about: held.append((flight, (fate, about)))  # type: ignore[method-assign]
+        try:
+            return await build(self, *args)
+        finally:
+            del patched.land
+            del held
+
+    assert land
+    patch.setattr(Filler, "_build", late)
+
+
+@pytest.mark.parametrize("wrong", VARIANTS)
+def test_a_wrong_variant_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The enumeration sees what breaks when a rule of the protocol is left out, and says by which schedule."""
+    breaks, name = VARIANTS[wrong]
+    breaks(monkeypatch)
+    with pytest.raises(Violation) as caught:
+        explore(name)
+    assert caught.value.problems
+    assert len(caught.value.schedule) > 2
+    print(f"{wrong}: {caught.value}")

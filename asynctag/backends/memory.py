@@ -81,6 +81,9 @@ class MemoryBackend(Backend):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __bool__(self) -> bool:
+        return True  # also when nothing is in it
+
     def __repr__(self) -> str:
         return f"<MemoryBackend: {len(self._entries)} entries, about {self._bytes} bytes, journal at {self._stamp.seq}>"
 

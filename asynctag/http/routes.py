@@ -95,15 +95,21 @@ def make_policy(
     def optional(value: Seconds | None, name: str) -> float | None:
         return None if value is None else seconds(value, name)
 
-    for name, value in {"vary": vary, "cookies": cookies, "query": query}.items():
-        if isinstance(value, str):
-            raise ConfigurationError(f"{name}={value!r}: give a list of names, [{value!r}]")
+    def names(value: Collection[str], name: str) -> tuple[str, ...]:
+        if isinstance(value, str | bytes) or not isinstance(value, Collection):
+            raise ConfigurationError(f"{name}={value!r}: give a list of names")
+        return tuple(value)
+
+    if not isinstance(public, bool):
+        raise ConfigurationError(f"public={public!r}: give True or False")
+    if not isinstance(statuses, Collection) or not all(type(one) is int for one in statuses):
+        raise ConfigurationError(f"statuses={statuses!r}: give a list of numbers, such as [200, 404]")
     return Policy(
         ttl=None if ttl is None else seconds(ttl, "ttl", zero=False),
         public=public,
-        vary=tuple(vary),
-        cookies=None if cookies is None else tuple(cookies),
-        query=None if query is None else tuple(query),
+        vary=names(vary, "vary"),
+        cookies=None if cookies is None else names(cookies, "cookies"),
+        query=None if query is None else names(query, "query"),
         statuses=frozenset(statuses),
         stale_while_revalidate=optional(stale_while_revalidate, "stale_while_revalidate"),
         stale_if_error=optional(stale_if_error, "stale_if_error"),
@@ -113,7 +119,7 @@ def make_policy(
 
 def endpoint_with(endpoint: Callable[..., Any], policy: Policy, tags_of: TagsOf) -> Any:
     """The endpoint, with its hits served in its place. Async, whatever the endpoint is: a hit needs no thread."""
-    is_async = inspect.iscoroutinefunction(endpoint)
+    is_async = is_async_callable(endpoint)
     names = tuple(inspect.signature(endpoint).parameters)
 
     @wraps(endpoint)
@@ -146,6 +152,11 @@ async def reply_from(
     except TagTooLongError as error:  # it was made of what the client sent, which the endpoint is to judge
         exchange.refuse("tag", error)
         return None
+    return await stored_reply(exchange)
+
+
+async def stored_reply(exchange: Exchange) -> "StoredReply | None":
+    """The hit by the policy that is declared already, where there is one."""
     stored = await exchange.enter()
     return None if stored is None else StoredReply(exchange.hit(stored))
 
@@ -168,6 +179,12 @@ class StoredReply(Response):
             await self.background()
 
 
+def is_async_callable(endpoint: object) -> bool:
+    """Whether calling it gives something to await: an async function, or an object with an async `__call__`."""
+    call = getattr(endpoint, "__call__", None)  # noqa: B004 - the method, to look at
+    return inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(call)
+
+
 def policy_of(endpoint: object) -> Policy | None:
     """The policy that `cache_response` gave to an endpoint."""
     found = getattr(endpoint, _MARK, None)
@@ -176,10 +193,12 @@ def policy_of(endpoint: object) -> Policy | None:
 
 def routes_of(app: object) -> Iterator[object]:
     """The routes of a Starlette or FastAPI application that can be found before the first request."""
-    for route in getattr(app, "routes", None) or ():
+    waiting: list[object] = list(getattr(app, "routes", None) or ())
+    while waiting:
+        route = waiting.pop()
         effective: Callable[[], Iterable[object]] | None = getattr(route, "effective_candidates", None)
         if effective is not None:  # a router that FastAPI includes without copying its routes
-            yield from effective()
+            waiting.extend(effective())
         else:
             yield route
 
@@ -201,7 +220,7 @@ def _takes_request_alone(endpoint: Callable[..., Any]) -> bool:
 def _check_endpoint(endpoint: object) -> None:
     if policy_of(endpoint) is not None:
         raise ConfigurationError(f"{endpoint!r} has a cache_response already")
-    if not callable(endpoint) or inspect.isclass(endpoint):
+    if isinstance(endpoint, staticmethod | classmethod) or not callable(endpoint) or inspect.isclass(endpoint):
         raise ConfigurationError(f"cache_response goes over an endpoint function, not over {endpoint!r}")
     if inspect.isasyncgenfunction(endpoint) or inspect.isgeneratorfunction(endpoint):
         raise ConfigurationError(

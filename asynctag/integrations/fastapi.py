@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection, Iterable
-from functools import partial, wraps
+from functools import wraps
 from typing import Annotated, Any
 
 import anyio.from_thread
@@ -18,7 +18,7 @@ from asynctag.expiry import Seconds
 from asynctag.http.exchange import current_exchange
 from asynctag.http.guards import effective_route
 from asynctag.http.request import RequestCache, cache_of
-from asynctag.http.routes import cache_response, endpoint_with, make_policy, policy_of, reply_from
+from asynctag.http.routes import cache_response, is_async_callable, make_policy, policy_of, stored_reply
 from asynctag.http.rules import Policy
 from asynctag.names import tag_name
 from asynctag.tags import check_tags
@@ -35,8 +35,8 @@ def get_cache(connection: HTTPConnection) -> RequestCache:
 CacheDep = Annotated[RequestCache, Depends(get_cache)]
 
 
-def _no_tags(parameters: object) -> tuple[str, ...]:
-    return ()
+#: Marks an endpoint in whose place hits are served already.
+_SERVING = "__asynctag_serving__"
 
 
 def cache_policy(
@@ -103,42 +103,38 @@ def _declare(connection: HTTPConnection, policy: Policy, tags: tuple[str, ...]) 
     exchange = current_exchange.get()
     if not exchange:
         return
-    exchange.scope.gather({tag_name(exchange.cache.namespace, one) for one in tags}, exchange.scope.backend)
+    names = {tag_name(exchange.cache.namespace, one) for one in tags}
     dependant = getattr(effective_route(connection.scope), "dependant", None)
     endpoint = getattr(dependant, "call", None)
-    if policy_of(endpoint) is not None:
-        if not hasattr(endpoint, "__asynctag_router__"):
-            return  # the route's own policy counts
-    elif dependant is not None and callable(endpoint):
-        _serve_at(dependant, endpoint, policy)
-    exchange.declare(policy)
+    if policy_of(endpoint) is not None:  # the route's own policy counts
+        exchange.scope.gather(names, exchange.scope.backend)
+        return
+    if dependant is not None and callable(endpoint) and not hasattr(endpoint, _SERVING):
+        dependant.call = _serving(endpoint)
+    exchange.declare(policy, names)
 
 
-def _serve_at(dependant: Any, endpoint: Callable[..., Any], policy: Policy) -> None:
-    """Let hits take the endpoint's place, once all the route's dependencies have run.
+def _serving(endpoint: Callable[..., Any]) -> Any:
+    """The endpoint, with hits by the router's policy in its place, once all the route's dependencies have run.
 
-    FastAPI reads the callable of a route's dependant for each request, and whether it is async once:
-    the replacement is of the same kind.
+    FastAPI reads the callable of a route's dependant for each request, and whether it is async only
+    once: the replacement is of the same kind.
     """
     if inspect.isasyncgenfunction(inspect.unwrap(endpoint)) or inspect.isgeneratorfunction(inspect.unwrap(endpoint)):
-        return  # what it yields is stored as it streams by, and served only with public=True
-    if inspect.iscoroutinefunction(endpoint):
-        serving = endpoint_with(endpoint, policy, _no_tags)
-    else:
-        serving = _sync_endpoint_with(endpoint, policy)
-    serving.__asynctag_router__ = True
-    dependant.call = serving
+        return endpoint  # what it yields is stored as it streams by, and served only with public=True
 
-
-def _sync_endpoint_with(endpoint: Callable[..., Any], policy: Policy) -> Any:
     @wraps(endpoint)
-    def cached_endpoint(**values: Any) -> Any:
+    async def async_endpoint(**values: Any) -> Any:
         exchange = current_exchange.get()
-        if exchange:
-            reply = anyio.from_thread.run(partial(reply_from, exchange, policy, _no_tags, values))
-            if reply is not None:
-                return reply
-        return endpoint(**values)
+        reply = await stored_reply(exchange) if exchange else None
+        return await endpoint(**values) if reply is None else reply
 
-    cached_endpoint.__asynctag_policy__ = policy  # type: ignore[attr-defined]
-    return cached_endpoint
+    @wraps(endpoint)
+    def sync_endpoint(**values: Any) -> Any:
+        exchange = current_exchange.get()
+        reply = anyio.from_thread.run(stored_reply, exchange) if exchange else None
+        return endpoint(**values) if reply is None else reply
+
+    serving: Any = async_endpoint if is_async_callable(endpoint) else sync_endpoint
+    setattr(serving, _SERVING, True)
+    return serving

@@ -12,7 +12,7 @@ from typing import Any, ParamSpec, Self, TypeVar, Unpack, overload
 
 from asynctag.backends.base import Backend, Entry, Stamp
 from asynctag.background import Background
-from asynctag.cached import Cached, decorate
+from asynctag.cached import Cached, Options, decorate
 from asynctag.codec import NOT_GIVEN, codec_for
 from asynctag.errors import ConfigurationError, InvalidTagError, LifecycleError
 from asynctag.expiry import Expiry, ExpiryOptions, Seconds, fraction, seconds, strength
@@ -227,23 +227,16 @@ class Cache:
         `ttl`: seconds or a `timedelta`; required, here or as the cache's `default_ttl`.
         `tags`: templates that name parameters (`"product:{product_id}"`), or a function of the
         parameters that returns tags. `name`: instead of module and qualified name, for a function in
-        `<locals>` or `__main__`. `key`: a function of the parameters that gives what tells the
-        entries apart; `exclude`: parameters that do not count. `version` marks a change of meaning.
-        `returns`: the type to decode to, instead of the return annotation. The others: see `Cache`.
+        `<locals>` or `__main__`; no other function on the backend and namespace may have it.
+        `key`: a function of the parameters that gives what tells the entries apart; `exclude`:
+        parameters that do not count. Entries of functions with parameters that do not count are
+        renewed by a caller, never in the background. `version` marks a change of meaning. `returns`:
+        the type to decode to, instead of the return annotation. The others: see `Cache`.
 
         Raises `ConfigurationError` (or one below it) for whatever is wrong, as soon as it can be known.
         """
-        decorator = partial(
-            decorate,
-            self,
-            expiry=self._expiry(**expiry),
-            tags=tags,
-            name=name,
-            key=key,
-            exclude=exclude,
-            version=version,
-            returns=returns,
-        )
+        options = Options(self._expiry(**expiry), tags, name, key, exclude, version, returns)
+        decorator = partial(decorate, self, options)
         return decorator if function is None else decorator(function)
 
     # --- values by key -------------------------------------------------------------------------------

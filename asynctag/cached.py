@@ -4,6 +4,7 @@ import inspect
 import types
 import typing
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
@@ -67,47 +68,46 @@ class Cached(Protocol[P, R_co]):
     ) -> "Cached[Q, R_co]": ...
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `Cache.cached` was given."""
+
+    expiry: Expiry
+    tags: Iterable[str] | Callable[..., Iterable[str]] | None
+    name: str | None
+    key: Callable[..., object] | None
+    exclude: Collection[str]
+    version: str | int | None
+    returns: Any
+
+
 class Definition(Generic[P, R]):
     """A decorated function: how its keys, tags and entries are made. What `Cached` promises is done here."""
 
-    def __init__(
-        self,
-        cache: "Cache",
-        function: Callable[P, Coroutine[Any, Any, R]],
-        *,
-        expiry: Expiry,
-        tags: Iterable[str] | Callable[..., Iterable[str]] | None,
-        name: str | None,
-        key: Callable[..., object] | None,
-        exclude: Collection[str],
-        version: str | int | None,
-        returns: Any,
-    ) -> None:
+    def __init__(self, cache: "Cache", options: Options, function: Callable[P, Coroutine[Any, Any, R]]) -> None:
         _check_function(function)
         self.cache = cache
         self.function = function
-        self.expiry = expiry
-        self.name = function_name(function, name)
-        self.exclude = frozenset({exclude} if isinstance(exclude, str) else exclude)
-        self.has_key = key is not None
-        self._unkeyed = _unkeyed(function, self.exclude, key)
+        self.expiry = options.expiry
+        self.name = function_name(function, options.name)
+        self.exclude = frozenset({options.exclude} if isinstance(options.exclude, str) else options.exclude)
+        self.has_key = options.key is not None
+        self._unkeyed = _unkeyed(function, self.exclude, options.key)
         prefix = key_name(cache.namespace, "")
-        self.make_key = build_key_maker(
-            function, name=prefix + self.name, exclude=self.exclude, key=key, version=version
-        )
         self._prefix = len(prefix)
+        self.make_key = build_key_maker(
+            function, name=prefix + self.name, exclude=self.exclude, key=options.key, version=options.version
+        )
         self.bind = build_binder(function)
-        self._annotations = resolve_annotations(function)
-        self.tags_of = compile_tags(tags, inspect.signature(function), owner=self.name, annotations=self._annotations)
+        annotations = resolve_annotations(function)
+        self.tags_of = compile_tags(options.tags, inspect.signature(function), owner=self.name, annotations=annotations)
         self._tag = function_tag(cache.namespace, self.name)
+        #: None until the first call, where the return annotation cannot be resolved yet.
         self.codec: Codec | None = None
-        if returns is not NOT_GIVEN:
+        returns = annotations.get("return", NOT_GIVEN) if options.returns is NOT_GIVEN else options.returns
+        if returns is not NOT_GIVEN or "return" not in function.__annotations__:
             self.codec = codec_for(returns, owner=self.name)
-        elif "return" in self._annotations:
-            self.codec = codec_for(self._annotations["return"], owner=self.name)
-        elif "return" not in getattr(function, "__annotations__", {}):
-            self.codec = codec_for(NOT_GIVEN, owner=self.name)
-        self._register(name)
+        self._register(options.name)
 
     def _register(self, name: str | None) -> None:
         """Two functions under one explicit name would share their entries."""
@@ -170,32 +170,10 @@ class Definition(Generic[P, R]):
         return await self.cache._explain(key[self._prefix :], key)
 
 
-def decorate(
-    cache: "Cache",
-    function: Callable[P, Coroutine[Any, Any, R]],
-    /,
-    *,
-    expiry: Expiry,
-    tags: Iterable[str] | Callable[..., Iterable[str]] | None,
-    name: str | None,
-    key: Callable[..., object] | None,
-    exclude: Collection[str],
-    version: str | int | None,
-    returns: Any,
-) -> Any:
+def decorate(cache: "Cache", options: Options, function: Callable[P, Coroutine[Any, Any, R]], /) -> Any:
     """A plain function for a function (Starlette takes an instance for an application), a descriptor in a class."""
     _refuse_wrapped_methods(function)
-    definition: Definition[P, R] = Definition(
-        cache,
-        function,
-        expiry=expiry,
-        tags=tags,
-        name=name,
-        key=key,
-        exclude=exclude,
-        version=version,
-        returns=returns,
-    )
+    definition: Definition[P, R] = Definition(cache, options, function)
     wrapper = _wrapper(definition)
     return CachedMethod(definition, wrapper) if _is_in_class(function) else wrapper
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from asynctag.errors import ConfigurationError, InvalidKeyError, UnstableArgumentError
+from asynctag.names import MAX_BYTES, check_text
 from asynctag.signatures import nearest_name, read_parameters
 from asynctag.stable import PLAIN, full_name, stable_text
 
-MAX_KEY_BYTES = 1024
+MAX_KEY_BYTES = MAX_BYTES
 MAX_NAME_LENGTH = 200
 MAX_ARGUMENTS_LENGTH = 200
 
@@ -29,25 +30,13 @@ def check_key(key: object) -> str:
     """Give a user's own key back as a plain `str`; raise `InvalidKeyError` if it cannot be one."""
     if type(key) is str and key and len(key) <= MAX_KEY_BYTES and key.isascii():
         return key
-    if isinstance(key, enum.Enum):
-        raise InvalidKeyError(f"{reprlib.repr(key)} is not a key: it is a member of an enum. Write its `.value`")
-    if not isinstance(key, str):
-        raise InvalidKeyError(f"{reprlib.repr(key)} is not a key: a key is a str, not {full_name(type(key))}")
-    text = str.__str__(key)
-    if not text:
-        raise InvalidKeyError("'' is not a key: it is empty. Say what the entry holds, as in 'product-list'")
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise InvalidKeyError(
-            f"{reprlib.repr(text)} is not a key: it has a lone surrogate. Decode the text properly first"
-        ) from None
-    if size > MAX_KEY_BYTES:
-        raise InvalidKeyError(
-            f"{reprlib.repr(text)} is not a key: it has {size} bytes of UTF-8, and at most {MAX_KEY_BYTES} are allowed."
-            " Use a hash of it"
-        )
-    return text
+    return check_text(
+        key,
+        "key",
+        InvalidKeyError,
+        example="Say what the entry holds, as in 'product-list'",
+        shorter="Use a hash of it",
+    )
 
 
 def function_name(fn: Callable[..., object], name: str | None) -> str:

@@ -5,9 +5,11 @@ namespaces. The kind keeps what users write apart from the tags that the library
 that no user's tag can stand for a key, a function or a namespace. Keys serve as their own tag.
 """
 
+import enum
 import re
+import reprlib
 
-from asynctag.errors import ConfigurationError
+from asynctag.errors import AsynctagError, ConfigurationError
 
 KEY, TAG, FUNCTION, NAMESPACE = "k", "t", "f", "n"
 
@@ -15,6 +17,39 @@ KEY, TAG, FUNCTION, NAMESPACE = "k", "t", "f", "n"
 ROOT = f"|{NAMESPACE}|"
 
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{0,100}")
+
+
+#: The most that a tag or a user's own key may have, in bytes of UTF-8.
+MAX_BYTES = 1024
+
+
+def check_text(
+    value: object,
+    kind: str,
+    invalid: type[AsynctagError],
+    *,
+    too_long: type[AsynctagError] | None = None,
+    example: str,
+    shorter: str,
+) -> str:
+    """The plain `str` of a tag or key that users wrote, or an error that says what is wrong with it."""
+    shown = reprlib.repr(value)
+    if isinstance(value, enum.Enum):
+        raise invalid(f"{shown} is not a {kind}: it is a member of an enum. Write its `.value`")
+    if not isinstance(value, str):
+        raise invalid(f"{shown} is not a {kind}: a {kind} is a str, not {type(value).__qualname__}")
+    text = str.__str__(value)
+    if not text:
+        raise invalid(f"'' is not a {kind}: it is empty. {example}")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise invalid(f"{shown} is not a {kind}: it has a lone surrogate. Decode the text properly first") from None
+    if size > MAX_BYTES:
+        raise (too_long or invalid)(
+            f"{shown} is not a {kind}: it has {size} bytes of UTF-8, and at most {MAX_BYTES} are allowed. {shorter}"
+        )
+    return text
 
 
 def check_namespace(namespace: object) -> str:

@@ -17,9 +17,10 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 
 from asynctag.errors import InvalidTagError, TagTemplateError, TagTooLongError
+from asynctag.names import MAX_BYTES, check_text
 from asynctag.signatures import nearest_name, read_parameters
 
-MAX_TAG_BYTES = 1024
+MAX_TAG_BYTES = MAX_BYTES
 _SURELY_SHORT = 1 << 64
 
 TagsOf: typing.TypeAlias = Callable[[Mapping[str, object]], tuple[str, ...]]
@@ -36,25 +37,14 @@ def check_tag(tag: object) -> str:
     """Give the tag back as a plain `str`; raise `InvalidTagError` if it cannot be one."""
     if type(tag) is str and tag and len(tag) <= MAX_TAG_BYTES and tag.isascii():
         return tag
-    if isinstance(tag, enum.Enum):
-        raise InvalidTagError(f"{reprlib.repr(tag)} is not a tag: it is a member of an enum. Write its `.value`")
-    if not isinstance(tag, str):
-        raise InvalidTagError(f"{reprlib.repr(tag)} is not a tag: a tag is a str, not {_type_name(type(tag))}")
-    text = str.__str__(tag)
-    if not text:
-        raise InvalidTagError("'' is not a tag: it is empty. Say what data the tag names, as in 'product:635'")
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise InvalidTagError(
-            f"{reprlib.repr(text)} is not a tag: it has a lone surrogate. Decode the text properly first"
-        ) from None
-    if size > MAX_TAG_BYTES:
-        raise TagTooLongError(
-            f"{reprlib.repr(text)} is not a tag: it has {size} bytes of UTF-8, and at most {MAX_TAG_BYTES} are allowed."
-            " Name the data by an id, or by a hash"
-        )
-    return text
+    return check_text(
+        tag,
+        "tag",
+        InvalidTagError,
+        too_long=TagTooLongError,
+        example="Say what data the tag names, as in 'product:635'",
+        shorter="Name the data by an id, or by a hash",
+    )
 
 
 def check_tags(tags: Iterable[str]) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """`python -m benchmarks [--quick] [subject ...]`"""
 
 import argparse
+import signal
 import sys
 from contextlib import ExitStack
 
@@ -31,6 +32,7 @@ def main() -> int:
     asked = parser.parse_args()
     reports: list[Report] = []
     failed: list[str] = []
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers and servers are ended
     with ExitStack() as stack:
         for name, environment in ENVIRONMENTS.items():
             step(f"environment of {name}")

@@ -199,8 +199,9 @@ def routes_of(app: object) -> Iterator[object]:
         effective: Callable[[], Iterable[object]] | None = getattr(route, "effective_candidates", None)
         if effective is not None:  # a router that FastAPI includes without copying its routes
             waiting.extend(effective())
-        else:
-            yield route
+            continue
+        waiting.extend(getattr(route, "routes", None) or ())  # a mounted application's
+        yield route
 
 
 def _values(names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, object]:

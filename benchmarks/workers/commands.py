@@ -45,7 +45,7 @@ class Library:
 
 
 async def seconds_of(function: Function, n: int) -> float:
-    """Seconds for `n` awaited calls with one argument: of the processor, so that waiting for a turn on it is left out."""
+    """Seconds of the processor for `n` awaited calls with one argument: waiting for a turn on it is left out."""
     started = process_time()
     for _ in repeat(None, n):
         await function(635)

@@ -35,7 +35,8 @@ class Call:
     async def receive(self) -> Message:
         if self._chunks:
             return {"type": "http.request", "body": self._chunks.pop(0), "more_body": bool(self._chunks)}
-        await self._gone.wait()
+        if not self._gone.is_set():
+            await self._gone.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:

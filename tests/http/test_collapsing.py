@@ -278,34 +278,32 @@ async def test_a_streaming_leader_whose_client_goes_away_is_followed_by_another(
 
 async def test_a_leader_that_breaks_off_as_its_client_goes_is_followed_by_one_only(cache: Cache) -> None:
     """Its application polls for the disconnect and ends early: that half is nobody's, and one takes over, not all."""
-    route = Route()
+    first_run, later_runs = Route(), Route()
 
     async def page(request: Request) -> PlainTextResponse:
-        mine = await route.pause()
-        if mine == 1:
-            assert await request.is_disconnected()
-            return PlainTextResponse("half")
-        route.go = anyio.Event()
-        await route.go.wait()
-        return PlainTextResponse("whole")
+        if first_run.runs:
+            return PlainTextResponse(f"whole {await later_runs.pause()}")
+        await first_run.pause()
+        while not await request.is_disconnected():
+            await anyio.lowlevel.checkpoint()
+        return PlainTextResponse("half")
 
     app = starlette_app(cache, page)
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             first = begin(tasks, app)
-            await route.entered.wait()
+            await first_run.entered.wait()
             others = [begin(tasks, app) for _ in range(3)]
             await all_blocked()
             first.disconnect()
-            route.go.set()
+            first_run.go.set()
+            await later_runs.entered.wait()
             await all_blocked()
-            runs = route.runs
-            route.go.set()
-            while not all(call.ended.is_set() for call in others):
-                await all_blocked()
-                route.go.set()
-    assert {call.text for call in others} == {"whole"}
-    assert runs == 2
+            assert later_runs.runs == 1
+            later_runs.go.set()
+    assert first.text == "half"
+    assert {call.text for call in others} == {"whole 1"}
+    assert (await ask(app)).text == "whole 1"
 
 
 @pytest.mark.parametrize("public", [False, True])

@@ -1,47 +1,32 @@
-"""One request and its response on their way through the response cache: all the state there is of them."""
+"""One request on its way through the response cache: what is looked up for it, and what its response is stored as."""
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Iterable
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from asynctag.backends.base import Cause, Entry, Miss, Reading
+from asynctag.backends.base import Entry, Miss, Reading
 from asynctag.codec import codec_for
 from asynctag.errors import ConfigurationError
 from asynctag.expiry import Expiry
 from asynctag.fill import MISSING, Filler, Job, load
 from asynctag.flight import Fate, Flight
+from asynctag.http.asgi import AsgiScope, Message, Receive, Send
 from asynctag.http.guards import effective_route
-from asynctag.http.headers import Forward, cache_status, make_etag, parse_age
-from asynctag.http.rules import (
-    Policy,
-    RequestFacts,
-    Storable,
-    may_serve,
-    not_modified,
-    not_modified_headers,
-    storable,
-    why_bypass,
-)
+from asynctag.http.headers import Forward, parse_age
+from asynctag.http.outgoing import Outgoing
+from asynctag.http.rules import Policy, RequestFacts, Storable, may_serve, why_bypass
 from asynctag.http.stored import RESPONSES, StoredResponse, field, make_stored
 from asynctag.http.variants import Dimensions, dimensions, shortened, url_base, variant_key
-from asynctag.names import KEY, describe
+from asynctag.names import KEY
 from asynctag.scope import Scope, current_scope, live_scope
 
 if TYPE_CHECKING:
     from asynctag.http.middleware import CacheMiddleware
 
 logger = logging.getLogger("asynctag")
-
-AsgiScope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-#: Statuses instead of which a stale response is served, within its `stale_if_error` (RFC 5861 §4).
-ERRORS = frozenset({500, 502, 503, 504})
 
 DIMENSIONS = codec_for(Dimensions, owner="asynctag.http")
 
@@ -83,10 +68,14 @@ class Stored(NamedTuple):
     stale: bool
 
 
+#: A look-up stores nothing: what it is asked for with has no expiry of its own.
+_LOOKED_UP = Expiry(1.0)
+
+
 class Exchange:
     """A `GET` or `HEAD` that no hit answered at once, until its response is out.
 
-    It stands before the application as `receive` and `send`, and routes find it by a context variable.
+    Routes find it by a context variable. Its response goes out through an `Outgoing`.
     """
 
     def __init__(
@@ -95,7 +84,6 @@ class Exchange:
         filler: Filler | None,
         asgi: AsgiScope,
         receive: Receive,
-        send: Send,
         facts: RequestFacts,
         address: Address,
         reading: Reading | None,
@@ -107,9 +95,20 @@ class Exchange:
         self.filler = filler
         self.asgi = asgi
         self._origin = dict(asgi)  # as it came: routing writes into the scope
+        self._receive = receive
         self.facts = facts
         self.address = address
         self.policy: Policy | None = None
+        #: What tells the URL's responses apart, as far as it is known.
+        self.dims = record_of(reading)
+        #: Why this request does not touch the cache, as far as it is known before a route says more.
+        known = self.dims or Dimensions()
+        self.bypass = why_bypass(facts, vary=known.vary, cookies=known.cookies)
+        #: Why the request went to the application, for `Cache-Status`.
+        self.forward: Forward = "uri-miss"
+        self.miss: Miss | None = None
+        #: Whether a hit is on its way: what the application sends goes out as it is.
+        self.replying = False
         self.scope = Scope(
             f"the response to {facts.method} {address.path}",
             filler.backend if filler is not None else None,
@@ -117,29 +116,12 @@ class Exchange:
             live_scope(),  # where a cached computation calls the application
             renewing=renewing,
         )
-        #: What tells the URL's responses apart, as far as it is known.
-        self.dims = record_of(reading)
         self._reading = reading  # from before the application saw the request: the response's stamp
         self._started = filler.backend.clock() if filler is not None else 0.0
-        self._receive = receive
-        self._send = send
         self._key: str | None = None
         self._flight: Flight | None = None
-        #: Why this request does not touch the cache, as far as it is known before a route says more.
-        self._bypass: str | None = None
-        if self.dims is not None:
-            self._bypass = why_bypass(facts, vary=self.dims.vary, cookies=self.dims.cookies)
-        self._miss: Miss | None = None
-        self._forward: Forward = "uri-miss"
-        self._recording: _Recording | None = None
-        self._start: Message | None = None  # held until the first of the body is there
-        self._begun = False  # the start is out
-        self._passing = False  # what the application sends goes out as it is
-        self._answered = False  # another answer took the place of the application's
-        self._gone = False  # the client went away
-        self._succeeded = False
         self._entered = False  # the endpoint was reached: whatever guards the route has let the request in
-        self._not_stored: str | None = None
+        self._gone = False  # the client went away
 
     # --- looking up ----------------------------------------------------------------------------------
 
@@ -157,7 +139,7 @@ class Exchange:
             if key == self._key and self._flight is not None:
                 return None  # looked up before routing, and led since
             self.land(Fate.CANCELLED)
-            job = self._job(key, Expiry(1.0))
+            job = self._job(key, _LOOKED_UP)
             # A HEAD brings nothing that could be stored: nobody is to wait for it.
             search = filler.look if self.facts.method == "HEAD" else filler.find
             found = await search(job, looking)
@@ -165,11 +147,11 @@ class Exchange:
                 stored = Stored(found.value, found.entry, found.stale)
                 if self._wants(stored):
                     return stored
-                self._forward = "request"
+                self.forward = "request"
                 return None
             self.lead(found.flight, key)
             if found.reading is not None:
-                self._miss = found.reading.miss
+                self.miss = found.reading.miss
             if found.flight is not None:
                 return None
             known = record_of(await filler.read(self.address.record_key(self.cache.namespace)))
@@ -202,14 +184,16 @@ class Exchange:
             self._flight = None
             self.scope.flights = ()
 
+    def give_up(self) -> None:
+        """The response will not be stored: nobody need wait for what cannot be theirs."""
+        self.land(Fate.UNSHARED)
+
     def _job(self, key: str, expiry: Expiry) -> Job:
         async def renew(flight: Flight) -> None:
             await self.middleware.renew(self._origin, flight, key)
 
-        tags = (key, *self.cache._implicit)
-        return Job(
-            self.scope.name, key, tags, RESPONSES, expiry, self.cache.namespace, _computed_elsewhere, renew=renew
-        )
+        name, tags = self.scope.name, (key, *self.cache._implicit)
+        return Job(name, key, tags, RESPONSES, expiry, self.cache.namespace, _computed_elsewhere, renew=renew)
 
     # --- what a route says -----------------------------------------------------------------------------
 
@@ -221,16 +205,20 @@ class Exchange:
             raise ConfigurationError(
                 f"ttl={policy.ttl!r} is above the cache's max_ttl of {self.cache.max_ttl:g} seconds"
             )
-        if policy.public:
-            self.middleware.check_public(effective_route(self.asgi), policy)
         self.policy = policy
+        self.check_guards()
         self.scope.gather(set(tags), self.scope.backend)
-        self._bypass = why_bypass(self.facts, vary=policy.vary_fields, cookies=policy.cookies)
+        self.bypass = why_bypass(self.facts, vary=policy.vary_fields, cookies=policy.cookies)
+
+    def check_guards(self) -> None:
+        """Raise where a public policy stands over a guarded route, as soon as the request is routed to it."""
+        if self.policy is not None and self.policy.public:
+            self.middleware.check_public(effective_route(self.asgi), self.policy)
 
     def refuse(self, why: str, error: Exception) -> None:
         """Leave this request to the application, and its response out of the cache."""
         logger.info("%s is not cached: %s", self.scope.name, error)
-        self._bypass = why
+        self.bypass = why
         self.scope.no_store = True
 
     async def enter(self) -> Stored | None:
@@ -241,36 +229,38 @@ class Exchange:
     async def find_declared(self) -> Stored | None:
         """A stored response by the policy that was declared."""
         policy = self.policy
-        if policy is None or self._bypass is not None:
+        if policy is None or self.bypass is not None:
             return None
         known = self.dims.vary if self.dims is not None else ()
         return await self.find(_keyed(policy, known))
 
     def hit(self, stored: Stored) -> tuple[Message, Message]:
         """The messages of a hit. What the application sends from here on goes out as it is."""
-        self._passing = True
+        self.replying = True
         self.land(Fate.CANCELLED)
         self.scope.absorb(stored.entry, self.scope.backend, stale=stored.stale)
         return self.middleware.answer(stored.response, stored.entry, self.facts, stale=stored.stale)
 
     # --- running the application -----------------------------------------------------------------------
 
-    async def run(self) -> None:
+    async def run(self, send: Send) -> None:
         """Run the application within the response's scope, and store what it sends if it may be."""
+        outgoing = Outgoing(self, send)
         scope_token = current_scope.set(self.scope)
         exchange_token = current_exchange.set(self)
         try:
-            await self.middleware.app(self.asgi, self.receive, self.send)
+            await self.middleware.app(self.asgi, self.receive, outgoing.send)
         except Exception as error:
-            if self._start is not None or not await self._answer_stale(error):
-                self.land(Fate.UNSHARED)
+            self.land(Fate.UNSHARED)
+            if not await outgoing.answer_stale(error):
                 raise
         finally:
-            self.end()
             current_exchange.reset(exchange_token)
             current_scope.reset(scope_token)
-        if self.facts.method == "HEAD" and self.dims is not None and not self.dims.head and self._succeeded:
-            await self._keep_record(replace(self.dims, head=True))  # the application accepts it
+        # Where the application accepts a HEAD, those that come next may be answered before routing.
+        accepted = outgoing.succeeded or self.replying
+        if self.facts.method == "HEAD" and accepted and self.dims is not None and not self.dims.head:
+            await self._keep_record(replace(self.dims, head=True))
 
     def end(self) -> None:
         """Nothing more comes of this request: who still waits for it goes on, and what was gathered goes up."""
@@ -283,121 +273,24 @@ class Exchange:
             self._gone = True
         return message
 
-    async def send(self, message: Message) -> None:
-        if self._answered:
-            return
-        kind = message["type"]
-        if self._passing or (self._start is None and kind != "http.response.start"):
-            await self._send(message)  # a hit's messages, or what comes before a response
-        elif kind == "http.response.start":
-            await self._begin(message)
-        elif kind == "http.response.body":
-            await self._continue(message.get("body", b""), message.get("more_body", False))
-        else:  # a file by its path, trailers: not for us to keep
-            self._stop_recording("extension")
-            await self._send_start()
-            await self._send(message)
-
-    async def _begin(self, start: Message) -> None:
-        if start["status"] in ERRORS and await self._answer_stale(None):
-            return
-        if self.policy is not None and self.policy.public:
-            self.middleware.check_public(effective_route(self.asgi), self.policy)  # routed by now
-        self._start = start
-        self._succeeded = 200 <= start["status"] < 300
-        headers = start.get("headers") or ()
-        verdict = storable(
-            self.facts, start["status"], headers, self.policy, store=self.middleware.store, now=time.time()
-        )
-        if self.filler is None:
-            verdict = "disabled"
-        elif self._bypass is not None:
-            verdict = self._bypass
-        elif verdict == "no-freshness" and self.policy is not None:
-            self.middleware.warn_of_no_ttl(self.address.path)
-        if isinstance(verdict, Storable):
-            self._recording = _Recording(verdict, self.middleware.max_body)
-        else:
-            self._stop_recording(verdict)
-
-    async def _continue(self, chunk: bytes, more: bool) -> None:
-        recording = self._recording
-        if recording is not None and not recording.add(chunk):
-            self._stop_recording("size")
-            recording = None
-        if not more:
-            self.scope.closed = True  # what is cached or tagged from here on is not part of the response
-            if recording is not None:
-                if not self._begun:
-                    await self._send_whole(recording)
-                    return
-                await self._store(recording)  # before the last byte: the client's next request finds it
-        await self._send_start()
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
-
-    async def _send_whole(self, recording: "_Recording") -> None:
-        """A response that came in one piece: stored, with a validator, before its first byte goes out."""
-        assert self._start is not None
-        headers: list[tuple[bytes, bytes]] = list(self._start.get("headers") or ())
-        body, status = recording.body, self._start["status"]
-        if status == 200 and field(headers, b"etag") is None:
-            headers.append((b"etag", make_etag(body)))
-        if field(headers, b"cache-control") is None:
-            # No invalidation reaches the caches of clients. They are to ask, and get a 304.
-            headers.append((b"cache-control", b"no-cache"))
-        self._start = {**self._start, "headers": headers}
-        await self._store(recording)
-        modified = field(headers, b"last-modified")
-        if status == 200 and not_modified(self.facts, field(headers, b"etag"), modified):
-            self._start = {**self._start, "status": 304, "headers": list(not_modified_headers(headers))}
-            body = b""
-        await self._send_start()
-        await self._send({"type": "http.response.body", "body": body, "more_body": False})
-
-    async def _send_start(self) -> None:
-        """Send the start of the response, with what is known of it now."""
-        if self._begun or self._start is None:
-            return
-        self._begun = True
-        extra = self.middleware.exposed(self.scope.tags)
-        if (status := self._cache_status()) is not None:
-            extra.append((b"cache-status", status))
-        await self._send({**self._start, "headers": [*(self._start.get("headers") or ()), *extra]})
-
-    def _cache_status(self) -> bytes | None:
-        name = self.middleware.name
-        if self._recording is None:
-            why = self._bypass or self._not_stored
-            if self.policy is None and self.dims is None:
-                return None  # nobody ever wanted responses of this URL cached
-            forward: Forward = "bypass" if self._bypass is not None else self._forward
-            return cache_status(fwd=forward, detail=why, name=name)
-        forward, detail, miss = self._forward, None, self._miss
-        if forward == "uri-miss" and miss is not None and miss.cause is not Cause.ABSENT:
-            forward = "stale"
-            detail = miss.cause.value if miss.tag is None else describe(miss.tag, self.cache.namespace)
-        # Of a body that is still to come it is not known yet whether it will be stored.
-        return cache_status(fwd=forward, stored=self._recording.stored, detail=detail, name=name)
-
     # --- storing -----------------------------------------------------------------------------------------
 
-    def _stop_recording(self, why: str) -> None:
-        self._recording = None
-        self._not_stored = why
-        self.land(Fate.UNSHARED)  # nobody need wait for what cannot be theirs
-
-    async def _store(self, recording: "_Recording") -> None:
-        start, lifetime, filler = self._start, recording.lifetime, self.filler
-        assert start is not None
-        assert filler is not None
+    async def store(self, start: Message, body: bytes, lifetime: Storable) -> bool:
+        """Store a whole response; whether it was. Its tags are those gathered until now."""
+        assert self.filler is not None
         headers = start.get("headers") or ()
         length = field(headers, b"content-length")
         dims = dimensions(self.policy, headers, public=lifetime.public)
-        if self._gone or dims is None or (length is not None and length != b"%d" % recording.size):
-            self.land(Fate.CANCELLED if self._gone else Fate.UNSHARED)
-            return
+        if self._gone:
+            self.land(Fate.CANCELLED)
+            return False
+        if dims is None or (length is not None and length != b"%d" % len(body)):
+            self.land(Fate.UNSHARED)
+            return False
         if self.dims is not None:
-            dims = replace(_widened(dims, self.dims.vary), head=self.dims.head)
+            # Once one page of the URL is served before routing, the others are looked for there too.
+            public = dims.public or self.dims.public
+            dims = replace(_widened(dims, self.dims.vary), public=public, head=self.dims.head)
         if dims != self.dims:
             await self._keep_record(dims)
         key = self.address.response_key(self.cache.namespace, dims)
@@ -412,15 +305,13 @@ class Exchange:
         job = self._job(key, expiry)
         self.scope.tags.update(job.tags)
         age = parse_age([value for name, value in headers if name == b"age"]) or 0
-        response = make_stored(
-            start["status"], headers, recording.body, now=time.time(), age=age, public=lifetime.public
-        )
+        response = make_stored(start["status"], headers, body, now=time.time(), age=age, public=lifetime.public)
         # Dependencies may have read what it was built from before its flight began: who waits gets it only if the
         # store accepts it.
-        written = await filler.store(
+        written = await self.filler.store(
             job, response, self._reading, self._flight, self.scope, self._started, unaccepted=Fate.REFUSED
         )
-        recording.stored = written.accepted
+        return written.accepted
 
     async def _keep_record(self, dims: Dimensions) -> None:
         """Keep what tells the URL's responses apart where any process finds it before routing."""
@@ -434,47 +325,22 @@ class Exchange:
         await self.filler.store(job, dims, self._reading, None, scope, self._started)
         self.dims = dims
 
-    async def _answer_stale(self, error: Exception | None) -> bool:
-        """Answer with a stored response instead of an error, within its `stale_if_error`."""
+    async def stale_instead(self, error: Exception | None) -> tuple[Message, Message] | None:
+        """A stored response to answer with instead of an error, within its `stale_if_error`.
+
+        What a guard stands before is not let out because the guard failed.
+        """
         if self._key is None or self.filler is None or self.scope.renewing:
-            return False
+            return None
         reading = await self.filler.read(self._key)
         if reading is None or reading.entry is None:
-            return False
+            return None
         response = load(reading.entry, RESPONSES)
         if response is MISSING or not (response.public or self._entered):
-            return False
+            return None
         logger.warning("%s failed: serving what was stored before", self.scope.name, exc_info=error)
         self.land(Fate.UNSHARED)
-        for message in self.middleware.answer(response, reading.entry, self.facts, stale=reading.stale):
-            await self._send(message)
-        self._answered = True
-        return True
-
-
-class _Recording:
-    """The body of a response that may be stored, as it goes by."""
-
-    __slots__ = ("_chunks", "lifetime", "limit", "size", "stored")
-
-    def __init__(self, lifetime: Storable, limit: int) -> None:
-        self.lifetime = lifetime
-        self.limit = limit
-        self.size = 0
-        self.stored = False
-        self._chunks: list[bytes] = []
-
-    def add(self, chunk: bytes) -> bool:
-        """Whether the body is still within the limit."""
-        self.size += len(chunk)
-        if self.size > self.limit:
-            return False
-        self._chunks.append(chunk)
-        return True
-
-    @property
-    def body(self) -> bytes:
-        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        return self.middleware.answer(response, reading.entry, self.facts, stale=reading.stale)
 
 
 def _keyed(policy: Policy, known: tuple[bytes, ...]) -> Dimensions:

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import anyio
 from starlette.requests import HTTPConnection
@@ -12,17 +11,8 @@ from asynctag.backends.base import Entry
 from asynctag.cache import Cache
 from asynctag.errors import ConfigurationError
 from asynctag.flight import Fate, Flight
-from asynctag.http.exchange import (
-    DIMENSIONS,
-    Address,
-    AsgiScope,
-    Exchange,
-    Message,
-    Receive,
-    Send,
-    Stored,
-    current_exchange,
-)
+from asynctag.http.asgi import AsgiApp, AsgiScope, Message, Receive, Send
+from asynctag.http.exchange import DIMENSIONS, Address, Exchange, Stored, current_exchange
 from asynctag.http.guards import why_not_public
 from asynctag.http.headers import cache_status, is_field_name
 from asynctag.http.request import SCOPE_KEY, RequestCache
@@ -40,8 +30,6 @@ MAX_EXPOSED = 4000
 
 #: What a client asks for itself, and the cache does not when it renews a response.
 _OF_ONE_CLIENT = frozenset({b"cache-control", b"if-modified-since", b"if-none-match", b"pragma"})
-
-AsgiApp = Callable[[AsgiScope, Receive, Send], Any]
 
 
 class CacheMiddleware:
@@ -139,11 +127,11 @@ class CacheMiddleware:
     async def _forward(
         self, scope: AsgiScope, receive: Receive, send: Send, facts: RequestFacts, address: Address
     ) -> None:
-        exchange = await self._exchange(scope, receive, send, facts, address)
+        exchange = await self._exchange(scope, receive, facts, address)
         try:
             stored = await self._before_routing(exchange)
             if stored is None:
-                await exchange.run()
+                await exchange.run(send)
             else:
                 for message in exchange.hit(stored):
                     await send(message)
@@ -166,7 +154,6 @@ class CacheMiddleware:
         self,
         scope: AsgiScope,
         receive: Receive,
-        send: Send,
         facts: RequestFacts,
         address: Address,
         *,
@@ -174,7 +161,7 @@ class CacheMiddleware:
     ) -> Exchange:
         filler = self.cache._filling() if not self.cache._disabled else None
         reading = await filler.read(address.record_key(self.cache.namespace)) if filler is not None else None
-        exchange = Exchange(self, filler, scope, receive, send, facts, address, reading, renewing=renewing)
+        exchange = Exchange(self, filler, scope, receive, facts, address, reading, renewing=renewing)
         scope[SCOPE_KEY] = RequestCache(self.cache, exchange.scope)
         return exchange
 
@@ -214,11 +201,12 @@ class CacheMiddleware:
         scope = {**asgi, "headers": headers, "method": "GET"}
         facts, address = read_request(scope["method"], scope["headers"]), Address(scope)
         try:
-            exchange = await self._exchange(scope, _silent_client(), _discard, facts, address, renewing=True)
+            exchange = await self._exchange(scope, _silent_client(), facts, address, renewing=True)
             exchange.lead(flight, key)
             if self._policy is not None and (policy := self._policy(HTTPConnection(scope))) is not None:
                 exchange.declare(policy)
-            await exchange.run()
+            await exchange.run(_discard)
+            exchange.end()
         except Exception:
             logger.warning("the renewal of %s failed", address.path, exc_info=True)
         finally:

@@ -12,7 +12,8 @@ from starlette.responses import Response
 from asynctag.cached import resolve_annotations
 from asynctag.errors import ConfigurationError, TagTooLongError
 from asynctag.expiry import Seconds, fraction, seconds
-from asynctag.http.exchange import Exchange, Receive, Send, current_exchange
+from asynctag.http.asgi import Receive, Send
+from asynctag.http.exchange import Exchange, current_exchange
 from asynctag.http.rules import Policy
 from asynctag.names import tag_name
 from asynctag.tags import compile_tags

@@ -6,10 +6,9 @@ import msgspec
 
 from asynctag.codec import Codec, Kept
 from asynctag.errors import CorruptEntryError
+from asynctag.http.asgi import Message
 from asynctag.http.headers import http_date
 from asynctag.http.rules import Headers, RequestFacts, not_modified, not_modified_headers, stored_headers
-
-Message = dict[str, Any]
 
 #: What an object of a stored response takes beyond its bytes: itself, its headers' tuples and objects.
 _OVERHEAD, _PER_HEADER = 200, 150

@@ -41,6 +41,7 @@ PUBLIC_FASTAPI = "asynctag, FastAPI, public"
 DICTS = ("cashews, FastAPI, dict", "fastapi-cache2, FastAPI, dict")
 CONTENDERS = [
     Contender(BARE, "asynctag", "bare"),
+    Contender("bare, with a hit's six headers", "asynctag", "bare_headers"),
     Contender(READY, "asynctag", "fastapi_ready"),
     Contender(PUBLIC, "asynctag", "asynctag_starlette", True),
     Contender(PUBLIC_PLAIN, "asynctag", "asynctag_fastapi_plain", True),

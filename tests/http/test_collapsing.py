@@ -449,3 +449,24 @@ async def test_flights_land_under_a_cache_that_is_open(cache: Cache) -> None:
     async with running(app):
         calls = await meet(app, route)
         assert {call.text for call in calls} == {'{"run":1}'}
+
+
+async def test_one_of_those_who_wait_may_give_up(cache: Cache) -> None:
+    """Neither the leader nor the others notice."""
+    route = Route()
+
+    async def page(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(f"run {await route.pause()}")
+
+    app = starlette_app(cache, page)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            calls = [begin(tasks, app)]
+            await route.entered.wait()
+            async with anyio.create_task_group() as impatient:
+                impatient.start_soon(request("/").run, app)
+                calls.append(begin(tasks, app))
+                await all_blocked()
+                impatient.cancel_scope.cancel()
+            route.go.set()
+    assert [call.text for call in calls] == ["run 1", "run 1"]

@@ -321,7 +321,7 @@ async def test_public_before_a_guard_is_refused_at_the_start(cache: Cache, guard
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("guard", ["header", "API key in a header"])
 async def test_public_before_a_guard_is_refused_at_the_first_request(cache: Cache, guard: str, place: str) -> None:
-    """Where no lifespan was run. Fails where `declare` does not ask `check_public`."""
+    """Where no lifespan was run. Fails where `check_public` is never asked."""
     call, name = GUARDS[guard]
     app = with_cache(dict(guarded_apps(call))[place], cache)
     for _ in range(2):

@@ -2,7 +2,8 @@
 
 It is built from the whole state that the code can still see: the stored data, and the local
 variables of every suspended call. Objects that can change are told apart by the order in which they
-are met, and epochs (random numbers) too; numbers that only count on are taken from where they are now. What is not known by type is refused rather than left out.
+are met, and so are epochs, which are random; numbers that only count on are taken from where they
+are now. What is not known by type is refused rather than left out.
 """
 
 import types

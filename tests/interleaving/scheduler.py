@@ -8,7 +8,7 @@ Nothing here knows about caches; nothing waits for time to pass.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
@@ -73,7 +73,7 @@ class Choice(Enum):
 Step = tuple[Choice, str]
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - what was seen, not what went wrong here
     """An execution did what must not be. The message has its schedule, a step a line."""
 
     def __init__(self, scenario: str, problems: list[str], schedule: list[str]) -> None:
@@ -361,8 +361,8 @@ async def _finish(setting: Setting, *, finished: bool) -> None:
         raise Violation(setting.name, execution.problems, execution.log)
 
 
-async def replay(stage: Stage, runtime: Runtime, schedule: tuple[Step, ...]) -> None:
-    """Run one schedule, as far as it goes; where a process is not there to be chosen, it is passed over."""
+async def replay(stage: Stage, runtime: Runtime, schedule: Sequence[Step]) -> list[str]:
+    """Run one schedule, then what is left, and say what happened. A process that cannot go on is passed over."""
     async with stage(runtime) as setting:
         execution = setting.execution
         await setting.begin()
@@ -375,6 +375,7 @@ async def replay(stage: Stage, runtime: Runtime, schedule: tuple[Step, ...]) -> 
         if hanging and not execution.problems:
             execution.problems.append(f"{' and '.join(hanging)} wait for ever")
         await _finish(setting, finished=not execution.problems)
+        return execution.log
 
 
 def explore_on_asyncio(stage: Stage, *, limit: int | None = None) -> Explored:

@@ -20,7 +20,7 @@ from tests.interleaving.fingerprint import Canon
 from tests.interleaving.scheduler import Execution, Process, Runtime, Status, current_process
 
 
-class Failed(Exception):
+class Failed(Exception):  # noqa: N818 - said of a computation
     """A computation that failed. It says which versions it had read."""
 
 
@@ -154,6 +154,7 @@ class World:
         self.name = name
         self.execution = execution
         self.clock = clock
+        self.remote = remote
         self.rows = {"x": 0, "y": 0}
         self.acknowledged = {"x": 0, "y": 0}
         #: As `acknowledged`, by soft invalidations: what is served as *fresh* may not be older.
@@ -163,7 +164,7 @@ class World:
         self.flights = [SteppedFlights(self) for _ in inner]
         for backend, flights in zip(self.backends, self.flights, strict=True):
             fill_module._flights[backend] = flights
-        self.caches: list[Cache] = []
+        self._made: list[tuple[int, dict[str, Any], Cache]] = []
         self._before: list[Callable[[], Awaitable[object]]] = []
         self._after: list[Callable[[], Awaitable[object]]] = []
         self._waited: dict[str, list[str]] = {}
@@ -176,8 +177,12 @@ class World:
 
     def cache(self, client: int = 0, **options: Any) -> Cache:
         """A cache of one of the clients (there may be fewer than asked for)."""
-        cache = Cache(self.backends[client % len(self.backends)], **{"default_ttl": 100, **options})
-        self.caches.append(cache)
+        client %= len(self.backends)
+        for made_for, made_with, cache in self._made:
+            if (made_for, made_with) == (client, options):
+                return cache
+        cache = Cache(self.backends[client], **{"default_ttl": 100, **options})
+        self._made.append((client, options, cache))
         return cache
 
     def open_caches(self) -> None:
@@ -207,9 +212,12 @@ class World:
         await self._lose()
 
     async def row(self, name: str) -> str:
-        """The row as it is now; others may come before."""
+        """The row as it is now; others may come before, and before it has arrived."""
         await self.execution.point(f"reads row {name}")
-        return self.row_now(name)
+        value = self.row_now(name)
+        if self.remote:
+            await self.execution.point(f"gets row {name}")
+        return value
 
     def row_now(self, name: str) -> str:
         self.execution.note(f"{name}@{self.rows[name]}")
@@ -251,7 +259,7 @@ class World:
     # --- for the exploration ------------------------------------------------------------------------
 
     async def begin(self) -> None:
-        for cache in self.caches:
+        for _, _, cache in self._made:
             if self._opens:
                 self._see_background(cache)
                 await self._exits.enter_async_context(cache)

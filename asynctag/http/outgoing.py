@@ -1,0 +1,186 @@
+"""The response of an application on its way out: recorded as it goes by, stored before its last byte."""
+
+import time
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from asynctag.backends.base import Cause
+from asynctag.http.asgi import Message, Send
+from asynctag.http.headers import Forward, cache_status, make_etag
+from asynctag.http.rules import Storable, not_modified, not_modified_headers, storable
+from asynctag.http.stored import field
+from asynctag.names import describe
+
+if TYPE_CHECKING:
+    from asynctag.http.exchange import Exchange
+
+#: Statuses instead of which a stale response is served, within its `stale_if_error` (RFC 5861 §4).
+ERRORS = frozenset({500, 502, 503, 504})
+
+
+class Phase(Enum):
+    """How far the response is."""
+
+    EXPECTED = "the application has sent nothing of it"
+    HELD = "its start is held until the first of the body is there"
+    SENT = "its start is out"
+    REPLACED = "another answer took its place"
+
+
+class Outgoing:
+    """What stands before the application as `send`."""
+
+    def __init__(self, exchange: "Exchange", send: Send) -> None:
+        self._exchange = exchange
+        self._send = send
+        self._phase = Phase.EXPECTED
+        self._start: Message = {}
+        self._recording: _Recording | None = None
+        self._not_stored: str | None = None
+        self.succeeded = False
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if self._phase is Phase.REPLACED:
+            return
+        if self._exchange.replying or (self._phase is Phase.EXPECTED and kind != "http.response.start"):
+            await self._send(message)  # of a hit, or what comes before a response
+        elif kind == "http.response.start":
+            await self._begin(message)
+        elif kind == "http.response.body":
+            await self._continue(message.get("body", b""), message.get("more_body", False))
+        else:  # a file by its path, trailers: not for us to keep
+            self._stop_recording("extension")
+            await self._send_start(stored=False)
+            await self._send(message)
+
+    async def answer_stale(self, error: Exception | None) -> bool:
+        """Answer with a stored response instead of an error, where nothing is out yet and there is one."""
+        if self._phase is not Phase.EXPECTED or self._exchange.replying:
+            return False
+        messages = await self._exchange.stale_instead(error)
+        if messages is None:
+            return False
+        self._phase = Phase.REPLACED
+        for message in messages:
+            await self._send(message)
+        return True
+
+    async def _begin(self, start: Message) -> None:
+        exchange, status = self._exchange, start["status"]
+        if status in ERRORS and await self.answer_stale(None):
+            return
+        exchange.check_guards()
+        self.succeeded = 200 <= status < 300
+        headers: list[tuple[bytes, bytes]] = list(start.get("headers") or ())
+        self._start, self._phase = start, Phase.HELD
+        verdict = self._verdict(status, headers)
+        if isinstance(verdict, str):
+            self._stop_recording(verdict)
+            return
+        self._recording = _Recording(verdict, exchange.middleware.max_body)
+        if field(headers, b"cache-control") is None:
+            # No invalidation reaches the caches of clients. They are to ask, and get a 304.
+            self._start = {**start, "headers": [*headers, (b"cache-control", b"no-cache")]}
+
+    def _verdict(self, status: int, headers: list[tuple[bytes, bytes]]) -> Storable | str:
+        exchange = self._exchange
+        if exchange.filler is None:
+            return "disabled"
+        if exchange.bypass is not None:
+            return exchange.bypass
+        verdict = storable(
+            exchange.facts, status, headers, exchange.policy, store=exchange.middleware.store, now=time.time()
+        )
+        if verdict == "no-freshness" and exchange.policy is not None:
+            exchange.middleware.warn_of_no_ttl(exchange.address.path)
+        return verdict
+
+    async def _continue(self, chunk: bytes, more: bool) -> None:
+        recording = self._recording
+        if recording is not None and not recording.add(chunk):
+            self._stop_recording("size")
+            recording = None
+        if not more:
+            self._exchange.scope.closed = True  # what is cached or tagged from here on is not part of the response
+        if more or recording is None:
+            await self._send_start(stored=False)  # of a body that is still to come, it is not known yet
+        else:
+            chunk = await self._store(recording, chunk)
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+    async def _store(self, recording: "_Recording", chunk: bytes) -> bytes:
+        """Store what is whole now, before its last chunk goes out: the client's next request finds it.
+
+        Gives the chunk to send. What came in one piece goes out with its validator, or as a 304.
+        """
+        start, body = self._start, recording.body
+        status: int = start["status"]
+        headers: list[tuple[bytes, bytes]] = list(start.get("headers") or ())
+        if status == 200 and field(headers, b"etag") is None:
+            headers.append((b"etag", make_etag(body)))
+        whole = {**start, "headers": headers}
+        stored = await self._exchange.store(whole, body, recording.lifetime)
+        if self._phase is Phase.SENT:
+            return chunk
+        self._start = whole
+        facts, etag, modified = self._exchange.facts, field(headers, b"etag"), field(headers, b"last-modified")
+        if status == 200 and not_modified(facts, etag, modified):
+            self._start = {**whole, "status": 304, "headers": list(not_modified_headers(headers))}
+            body = b""
+        await self._send_start(stored=stored)
+        return body
+
+    async def _send_start(self, *, stored: bool) -> None:
+        """Send the start of the response, with what is known of it now."""
+        if self._phase is not Phase.HELD:
+            return
+        self._phase = Phase.SENT
+        extra = self._exchange.middleware.exposed(self._exchange.scope.tags)
+        if (status := self._cache_status(stored)) is not None:
+            extra.append((b"cache-status", status))
+        await self._send({**self._start, "headers": [*(self._start.get("headers") or ()), *extra]})
+
+    def _cache_status(self, stored: bool) -> bytes | None:
+        exchange = self._exchange
+        name, miss = exchange.middleware.name, exchange.miss
+        if self._recording is None:
+            if exchange.policy is None and exchange.dims is None:
+                return None  # nobody ever wanted responses of this URL cached
+            bypass = exchange.bypass
+            forward: Forward = exchange.forward if bypass is None else "bypass"
+            return cache_status(fwd=forward, detail=bypass or self._not_stored, name=name)
+        forward, detail = exchange.forward, None
+        if forward == "uri-miss" and miss is not None and miss.cause is not Cause.ABSENT:
+            forward = "stale"
+            detail = miss.cause.value if miss.tag is None else describe(miss.tag, exchange.cache.namespace)
+        return cache_status(fwd=forward, stored=stored, detail=detail, name=name)
+
+    def _stop_recording(self, why: str) -> None:
+        self._recording = None
+        self._not_stored = why
+        self._exchange.give_up()
+
+
+class _Recording:
+    """The body of a response that may be stored, as it goes by."""
+
+    __slots__ = ("_chunks", "_limit", "_size", "lifetime")
+
+    def __init__(self, lifetime: Storable, limit: int) -> None:
+        self.lifetime = lifetime
+        self._limit = limit
+        self._size = 0
+        self._chunks: list[bytes] = []
+
+    def add(self, chunk: bytes) -> bool:
+        """Whether the body is still within the limit."""
+        self._size += len(chunk)
+        if self._size > self._limit:
+            return False
+        self._chunks.append(chunk)
+        return True
+
+    @property
+    def body(self) -> bytes:
+        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)

@@ -31,7 +31,10 @@ class Background:
         self._groups[loop] = (await anyio.create_task_group().__aenter__(), context)
 
     async def close(self) -> None:
-        group, _ = self._groups.pop(current_token().native_token)
+        opened = self._groups.pop(current_token().native_token, None)
+        if opened is None:
+            raise LifecycleError("this cache is not open in this event loop: it cannot be closed here")
+        group, _ = opened
         group.cancel_scope.cancel()
         await group.__aexit__(None, None, None)
 

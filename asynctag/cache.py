@@ -10,17 +10,18 @@ from functools import partial
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, Unpack, overload
 
-from asynctag.backends.base import Backend, Entry, Stamp
+from asynctag.backends.base import Backend, Entry, Reading, Stamp
 from asynctag.background import Background
 from asynctag.cached import Cached, Options, decorate
-from asynctag.codec import NOT_GIVEN, codec_for
+from asynctag.codec import NOT_GIVEN, Codec, codec_for
 from asynctag.errors import ConfigurationError, InvalidTagError, LifecycleError
-from asynctag.expiry import Expiry, ExpiryOptions, Seconds, fraction, seconds, strength
+from asynctag.expiry import Expiry, ExpiryOptions, Seconds, fraction, seconds, strength, yes_or_no
 from asynctag.explain import Explanation, explanation
 from asynctag.fill import MISSING, Filler, Job, check_built, load
 from asynctag.keys import check_key
 from asynctag.names import ROOT, check_namespace, key_name, namespace_tag, tag_name, user_tags
 from asynctag.scope import Scope, live_scope
+from asynctag.signatures import nearest_name
 from asynctag.tags import check_tag, check_tags
 
 logger = logging.getLogger("asynctag")
@@ -85,12 +86,14 @@ class Cache:
             stale_if_error=seconds(stale_if_error, "stale_if_error"),
             jitter=fraction(jitter, "jitter"),
             early=strength(early, "early"),
-            inherit_ttl=bool(inherit_ttl),
+            inherit_ttl=yes_or_no(inherit_ttl, "inherit_ttl"),
         )
         self._require_backend = require_backend
         self._lock = threading.Lock()
         self._background = Background()
         self._filler: Filler | None = None
+        self._own: Filler | None = None  # on the backend that it was bound to, or on memory
+        self._overrides: list[Filler] = []
         self._bound = False
         self._disabled = 0
         self._names: dict[str, Callable[..., Any]] = {}
@@ -112,20 +115,23 @@ class Cache:
         """
         if self._bound:
             raise LifecycleError(
-                f"this cache is bound to {self._filler.backend if self._filler else None!r} already. "
+                f"this cache is bound to {self._own.backend if self._own else None!r} already. "
                 f"Bind it once; in tests, use `with cache.override(backend):`"
             )
-        _check_backend(backend)
+        self._own = self._filler_on(backend)
         self._bound = True
-        self._use(Filler(backend, self._background, self.max_ttl))
+        self._choose()
 
-    def _use(self, filler: Filler | None) -> None:
-        self._filler = filler
-        if filler is not None and filler.backend.in_process:
+    def _filler_on(self, backend: Backend) -> Filler:
+        if not isinstance(backend, Backend):
+            raise ConfigurationError(f"{backend!r} is no backend: give a MemoryBackend() or another asynctag Backend")
+        if backend.in_process:
             _warn_of_workers()
-        self._choose_peek()
+        return Filler(backend, self._background, self.max_ttl)
 
-    def _choose_peek(self) -> None:
+    def _choose(self) -> None:
+        """Use the backend that counts now: of what overrides it the last, else its own."""
+        self._filler = self._overrides[-1] if self._overrides else self._own
         if self._disabled:
             self._peek = _peek_nothing
         else:
@@ -136,37 +142,39 @@ class Cache:
 
     def _filling(self) -> Filler:
         if self._filler is None:
-            if self._require_backend:
+            if self._require_backend and not self._disabled:
                 raise LifecycleError("this cache has no backend yet: call cache.bind(backend) before it is used")
             from asynctag.backends.memory import MemoryBackend
 
             with self._lock:  # two threads that come first must not make two backends
                 if self._filler is None:
-                    self._use(Filler(MemoryBackend(), self._background, self.max_ttl))
+                    self._own = self._filler_on(MemoryBackend())
+                    self._choose()
         assert self._filler is not None
         return self._filler
 
     @contextmanager
     def override(self, backend: Backend) -> Iterator[None]:
         """Use `backend` within the block, in the whole process: for tests."""
-        _check_backend(backend)
-        before = self._filler
-        self._use(Filler(backend, self._background, self.max_ttl))
+        filler = self._filler_on(backend)
+        self._overrides.append(filler)
+        self._choose()
         try:
             yield
         finally:
-            self._use(before)
+            self._overrides.remove(filler)
+            self._choose()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Compute everything and store nothing within the block, in the whole process."""
         self._disabled += 1
-        self._choose_peek()
+        self._choose()
         try:
             yield
         finally:
             self._disabled -= 1
-            self._choose_peek()
+            self._choose()
 
     async def __aenter__(self) -> Self:
         """Open the cache: its work in the background runs until the block is left.
@@ -270,7 +278,7 @@ class Cache:
 
         `build` returns a dict from keys to values and may leave out what does not exist: that is
         left out of the result, and not stored. `tags`: for all of them, or a function of the key.
-        The tags gathered in `build` count for each value it built.
+        The tags gathered in `build` count for each value it built: give those of one key by `tags`.
         """
         times = self._expiry(**expiry)
         shared = () if callable(tags) else check_tags(tags)
@@ -297,14 +305,11 @@ class Cache:
 
     async def _find(self, filler: Filler, key: str, name: str, returns: Any) -> Hit | Miss:
         reading = await filler.read(name)
-        if reading is None:
-            return Miss(None)
-        if reading.entry is None or reading.stale:
-            return Miss(reading.stamp)
-        value = load(reading.entry, codec_for(returns, owner=f"the cache's key {key!r}"))
-        if value is MISSING:
-            return Miss(reading.stamp)
-        scope = live_scope()
+        value, scope = _load_fresh(reading, codec_for(returns, owner=f"the cache's key {key!r}")), live_scope()
+        if reading is None or reading.entry is None or value is MISSING:
+            if scope is not None:
+                scope.gather((name, *self._implicit), filler.backend)  # what is built on there being nothing
+            return Miss(reading.stamp if reading is not None else None)
         if scope is not None:
             scope.absorb(reading.entry, filler.backend)
         return Hit(value, user_tags(reading.entry.tags, self.namespace), reading.stamp)
@@ -327,15 +332,16 @@ class Cache:
         if self._disabled:
             return {}
         codec, scope, found = codec_for(returns, owner="get_many"), live_scope(), {}
-        readings = await filler.read_many([self._key(key) for key in wanted])
-        for key, reading in zip(wanted, readings, strict=True):
-            if reading is None or reading.entry is None or reading.stale:
-                continue
-            value = load(reading.entry, codec)
-            if value is not MISSING:
+        names = [self._key(key) for key in wanted]
+        readings = await filler.read_many(names)
+        for key, name, reading in zip(wanted, names, readings, strict=True):
+            value = _load_fresh(reading, codec)
+            if reading is not None and reading.entry is not None and value is not MISSING:
                 found[key] = value
                 if scope is not None:
                     scope.absorb(reading.entry, filler.backend)
+            elif scope is not None:
+                scope.gather((name, *self._implicit), filler.backend)
         return found
 
     async def set(
@@ -455,37 +461,32 @@ class Cache:
     def _ttl(self, ttl: object, name: str) -> float:
         number = seconds(ttl, name, zero=False)
         if number > self.max_ttl:
-            raise ConfigurationError(f"{name}={ttl!r} is above the cache's max_ttl of {self.max_ttl:g} seconds")
+            raise ConfigurationError(f"{name}={ttl!r} is above the cache's max_ttl of {self.max_ttl:.15g} seconds")
         return number
 
-    def _expiry(
-        self,
-        *,
-        ttl: Seconds | None = None,
-        stale_while_revalidate: Seconds | None = None,
-        stale_if_error: Seconds | None = None,
-        jitter: float | None = None,
-        early: float | None = None,
-        inherit_ttl: bool | None = None,
-    ) -> Expiry:
+    def _expiry(self, **options: Unpack[ExpiryOptions]) -> Expiry:
         """The rules for one function: what it says, and the cache's defaults for the rest."""
-        default = self._defaults
-        if ttl is None and self._default_ttl is None:
+        check: dict[str, Callable[[Any, str], Any]] = {
+            "ttl": self._ttl,
+            "stale_while_revalidate": seconds,
+            "stale_if_error": seconds,
+            "jitter": fraction,
+            "early": strength,
+            "inherit_ttl": yes_or_no,
+        }
+        for name in options:
+            if name not in check:
+                raise TypeError(f"{name!r} is no option here. {nearest_name(name, check)}")
+        if options.get("ttl") is None and self._default_ttl is None:
             raise ConfigurationError("no ttl: give ttl= (seconds or a timedelta), or Cache(default_ttl=...)")
-        given: dict[str, Any] = {}
-        if ttl is not None:
-            given["ttl"] = self._ttl(ttl, "ttl")
-        if stale_while_revalidate is not None:
-            given["stale_while_revalidate"] = seconds(stale_while_revalidate, "stale_while_revalidate")
-        if stale_if_error is not None:
-            given["stale_if_error"] = seconds(stale_if_error, "stale_if_error")
-        if jitter is not None:
-            given["jitter"] = fraction(jitter, "jitter")
-        if early is not None:
-            given["early"] = strength(early, "early")
-        if inherit_ttl is not None:
-            given["inherit_ttl"] = bool(inherit_ttl)
-        return replace(default, **given) if given else default
+        given = {name: check[name](value, name) for name, value in options.items() if value is not None}
+        return replace(self._defaults, **given) if given else self._defaults
+
+
+def _load_fresh(reading: Reading | None, codec: Codec) -> Any:
+    if reading is None or reading.entry is None or reading.stale:
+        return MISSING
+    return load(reading.entry, codec)
 
 
 async def _given() -> Any:
@@ -498,11 +499,6 @@ async def _built_with_others() -> Any:
 
 def _peek_nothing(key: str) -> Entry | None:
     return None
-
-
-def _check_backend(backend: object) -> None:
-    if not isinstance(backend, Backend):
-        raise ConfigurationError(f"{backend!r} is no backend: give a MemoryBackend() or another asynctag Backend")
 
 
 def _check_keys(keys: Iterable[str]) -> list[str]:

@@ -1,12 +1,14 @@
 """The decorator: an async function that keeps what it returns."""
 
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial, update_wrapper
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from asynctag.codec import NOT_GIVEN, Codec, codec_for
 from asynctag.errors import ConfigurationError, CorruptEntryError
@@ -15,8 +17,9 @@ from asynctag.explain import Explanation
 from asynctag.fill import Job
 from asynctag.keys import build_binder, build_key_maker, function_name
 from asynctag.names import describe, function_tag, key_name, tag_name
-from asynctag.scope import current_scope
+from asynctag.scope import current_scope, live_scope
 from asynctag.tags import compile_tags
+from asynctag.thaw import is_immutable
 
 if TYPE_CHECKING:
     from asynctag.cache import Cache
@@ -92,11 +95,17 @@ class Definition(Generic[P, R]):
         self.name = function_name(function, options.name)
         self.exclude = frozenset({options.exclude} if isinstance(options.exclude, str) else options.exclude)
         self.has_key = options.key is not None
+        self._is_method = _is_in_class(function)
         self._unkeyed = _unkeyed(function, self.exclude, options.key)
         prefix = key_name(cache.namespace, "")
         self._prefix = len(prefix)
         self.make_key = build_key_maker(
-            function, name=prefix + self.name, exclude=self.exclude, key=options.key, version=options.version
+            function,
+            name=self.name,
+            prefix=prefix,
+            exclude=self.exclude,
+            key=options.key,
+            version=options.version,
         )
         self.bind = build_binder(function)
         annotations = resolve_annotations(function)
@@ -110,14 +119,14 @@ class Definition(Generic[P, R]):
         self._register(options.name)
 
     def _register(self, name: str | None) -> None:
-        """Two functions under one explicit name would share their entries."""
-        if name is None:
-            return
+        """Two functions under one name would share their entries."""
         other = self.cache._names.setdefault(self.name, self.function)
-        if not _is_redefinition(other, self.function):
+        if name is None and not _is_being_imported(self.function):
+            pass  # a module that is loaded again, or a function that is defined again at a prompt
+        elif not _is_redefinition(other, self.function):
             raise ConfigurationError(
-                f"name={name!r} is taken on this cache by {other.__module__}.{other.__qualname__}: two functions under "
-                f"one name would share their entries. Put what tells them apart into the name"
+                f"{self.name!r} is taken on this cache by {other.__module__}.{other.__qualname__}: two functions under "
+                f"one name would share their entries. Give this one a name= of its own"
             )
         self.cache._names[self.name] = self.function
 
@@ -145,9 +154,17 @@ class Definition(Generic[P, R]):
             self.expiry,
             namespace,
             partial(self.function, *args, **kwargs),
-            # What does not count for the key is often bound to the request: a session, a connection.
-            in_background=not self._unkeyed,
+            in_background=self._may_wait(args, kwargs),
         )
+
+    def _may_wait(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a computation with these arguments may begin when the caller is gone already.
+
+        What does not count for the key is often bound to the request: a session, a connection. And
+        what can be changed may have been changed by then, and would be stored under the old key.
+        """
+        counted = args[1:] if self._is_method else args
+        return not self._unkeyed and all(map(is_immutable, counted)) and all(map(is_immutable, kwargs.values()))
 
     async def obtain(self, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return await self.cache._obtain(self.job(key, args, kwargs))
@@ -163,6 +180,13 @@ class Definition(Generic[P, R]):
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         value: R = await self.cache._refresh(self.job(self.make_key(*args, **kwargs), args, kwargs))
+        return value
+
+    async def uncached(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if live_scope() is None:
+            return await self.function(*args, **kwargs)
+        # What is built from it depends on its tags all the same.
+        value: R = await self.cache._filling().compute_unstored(self.job(self.make_key(*args, **kwargs), args, kwargs))
         return value
 
     async def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
@@ -198,9 +222,8 @@ def _wrapper(definition: Definition[P, R]) -> Any:
         return await obtain(key, args, kwargs)
 
     wrapper: Any = update_wrapper(cached, definition.function)
-    for method in ("key", "invalidate", "invalidate_all", "refresh", "explain"):
+    for method in ("key", "invalidate", "invalidate_all", "refresh", "uncached", "explain"):
         setattr(wrapper, method, getattr(definition, method))
-    wrapper.uncached = definition.function
     return wrapper
 
 
@@ -213,24 +236,27 @@ class CachedMethod:
         update_wrapper(typing.cast(Any, self), definition.function)
 
     def __set_name__(self, owner: type, name: str) -> None:
+        self._check_instances_of(owner, f"{owner.__qualname__}.{name}")
+
+    def _check_instances_of(self, owner: type, called: str, hint: str = "") -> None:
         definition = self._definition
         instance = next(iter(inspect.signature(definition.function).parameters))
-        told_apart = hasattr(owner, "__cache_key__") or instance in definition.exclude or definition.has_key
-        if not told_apart:
-            raise ConfigurationError(
-                f"{owner.__qualname__}.{name} is a method, and nothing tells the instances of {owner.__qualname__} "
-                f"apart: give the class a method __cache_key__() that returns what does, or exclude={{{instance!r}}} "
-                f"if all of them may share their entries"
-            )
+        if hasattr(owner, "__cache_key__") or instance in definition.exclude or definition.has_key:
+            return
+        raise ConfigurationError(
+            f"{called} is a method, and nothing tells the instances of {owner.__qualname__} apart: give the class a "
+            f"method __cache_key__() that returns what does, or exclude={{{instance!r}}} if all of them may share "
+            f"their entries{hint}"
+        )
 
     def __get__(self, obj: object | None, owner: type | None = None) -> Any:
         return self._wrapper if obj is None else BoundCached(self._definition, self._wrapper, obj)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise ConfigurationError(
-            f"{self._definition.name} is cached below @staticmethod or @classmethod, which hides it from its class: "
-            f"cache a function at module level, or a method"
-        )
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Called by another decorator over it, which has hidden it from its class."""
+        hint = ". (Below @staticmethod there are no instances: cache a function at module level)"
+        self._check_instances_of(type(args[0]) if args else type(None), self._definition.name, hint)
+        return self._wrapper(*args, **kwargs)
 
 
 class BoundCached:
@@ -245,6 +271,14 @@ class BoundCached:
 
     def __repr__(self) -> str:
         return f"<cached method {self._definition.name} of {self.__self__!r}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BoundCached):
+            return NotImplemented
+        return self.__self__ is other.__self__ and self._definition is other._definition
+
+    def __hash__(self) -> int:
+        return hash((id(self.__self__), self._definition))
 
     @property
     def __name__(self) -> str:
@@ -271,7 +305,7 @@ class BoundCached:
         return await self._definition.refresh(self.__self__, *args, **kwargs)
 
     async def uncached(self, *args: Any, **kwargs: Any) -> Any:
-        return await self._definition.function(self.__self__, *args, **kwargs)
+        return await self._definition.uncached(self.__self__, *args, **kwargs)
 
     async def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         return await self._definition.explain(self.__self__, *args, **kwargs)
@@ -310,6 +344,12 @@ def _is_in_class(function: Callable[..., Any]) -> bool:
     return bool(around) and not around.endswith("<locals>")
 
 
+def _is_being_imported(function: Callable[..., Any]) -> bool:
+    """Whether the function's module runs for the first time: two functions of one name are two, then."""
+    spec = getattr(sys.modules.get(function.__module__), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
+
+
 def _is_redefinition(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
     """Whether `new` is `old` again: the same code over the same things, or a cell of a notebook that was run again."""
     if old is new:
@@ -317,8 +357,10 @@ def _is_redefinition(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
     if old.__module__ == new.__module__ == "__main__" and "<locals>" not in new.__qualname__:
         return old.__qualname__ == new.__qualname__
     return (
-        old.__code__ is new.__code__
-        and old.__defaults__ == new.__defaults__
+        old.__code__ == new.__code__
+        and [id(one) for one in old.__defaults__ or ()] == [id(one) for one in new.__defaults__ or ()]
+        and {name: id(one) for name, one in (old.__kwdefaults__ or {}).items()}
+        == {name: id(one) for name, one in (new.__kwdefaults__ or {}).items()}
         and [_content(cell) for cell in old.__closure__ or ()] == [_content(cell) for cell in new.__closure__ or ()]
     )
 
@@ -342,6 +384,8 @@ def _refuse_wrapped_methods(function: object) -> None:
 def _check_function(function: object) -> None:
     if isinstance(function, CachedMethod) or hasattr(function, "invalidate_all"):
         raise ConfigurationError(f"{function!r} is cached already")
+    if isinstance(function, int | float | timedelta):
+        raise ConfigurationError(f"@cached({function!r}): name what you give, @cached(ttl={function!r})")
     if not inspect.isfunction(function):
         raise ConfigurationError(f"@cached goes over an async function (async def), not over {function!r}")
     if inspect.isasyncgenfunction(function):

@@ -284,6 +284,8 @@ def _models(value: Any) -> Iterator[Any]:
 
 # From annotations to codecs
 
+MAX_CODECS = 1024
+
 _CODECS: dict[object, Codec] = {}
 
 
@@ -298,7 +300,11 @@ def codec_for(annotation: object, *, owner: str) -> Codec:
         found = _CODECS.get(key)
     except TypeError:  # Not hashable.
         return _make(annotation, owner)
-    return found or _CODECS.setdefault(key, _make(annotation, owner))
+    if found is None:
+        while len(_CODECS) >= MAX_CODECS:  # types that are made anew for each call
+            _CODECS.pop(next(iter(_CODECS)), None)
+        found = _CODECS.setdefault(key, _make(annotation, owner))
+    return found
 
 
 def _identity(annotation: object) -> object:

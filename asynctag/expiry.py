@@ -13,6 +13,7 @@ Seconds = float | timedelta
 
 #: Early renewal draws from an exponential distribution: beyond this many times its mean (1 in 20,000) nothing is drawn.
 EARLY_WINDOW = 10.0
+MAX_EARLY = 100
 
 
 def seconds(value: object, name: str, *, zero: bool = True) -> float:
@@ -42,9 +43,15 @@ def fraction(value: object, name: str) -> float:
 
 
 def strength(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= _float(value) < math.inf:
-        raise ConfigurationError(f"{name}={value!r}: give 0 (off) or a positive number; 1 is the usual strength")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= _float(value) <= MAX_EARLY:
+        raise ConfigurationError(f"{name}={value!r}: give a number from 0 (off) to {MAX_EARLY}; 1 is usual")
     return float(value)
+
+
+def yes_or_no(value: object, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name}={value!r}: give True or False")
+    return value
 
 
 class ExpiryOptions(TypedDict, total=False):

@@ -1,18 +1,20 @@
 """How a value is obtained: from the backend, from a flight, or by computing and storing it."""
 
 import logging
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-from asynctag.backends.base import Backend, Entry, Reading, Stamp, Written
+from asynctag.backends.base import OF_NO_EPOCH, Backend, Cause, Entry, Reading, Stamp, Written
 from asynctag.background import Background
 from asynctag.codec import Codec, Kept
 from asynctag.errors import BackendError, ConfigurationError, CorruptEntryError
 from asynctag.expiry import Expiry, renews_early
 from asynctag.flight import Fate, Flight, Flights, Turn
-from asynctag.scope import Scope, current_scope, live_scope
+from asynctag.names import NOBODYS
+from asynctag.scope import Scope, current_scope, leave_scope, live_scope
 
 logger = logging.getLogger("asynctag")
 
@@ -63,6 +65,16 @@ class Found(NamedTuple):
 _flights: WeakKeyDictionary[Backend, Flights] = WeakKeyDictionary()
 
 
+def _forget_flights() -> None:
+    """In a forked child nobody computes what was in flight in its parent."""
+    for backend in list(_flights):
+        _flights[backend].reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_flights)
+
+
 class Filler:
     """Obtains values on one backend."""
 
@@ -101,6 +113,13 @@ class Filler:
             logger.warning("%s could not be stored: %s", entry.key, error)
             return Written(False)
 
+    async def write_many(self, entries: Sequence[Entry]) -> list[Written]:
+        try:
+            return await self.backend.write_many(entries)
+        except BackendError as error:
+            logger.warning("%d values could not be stored: %s", len(entries), error)
+            return [Written(False)] * len(entries)
+
     async def agree(self) -> None:
         await self.backend.agree(self.max_ttl)
         self._agreed = True
@@ -110,7 +129,12 @@ class Filler:
     async def obtain(self, job: Job) -> Any:
         """The value of `job`: a hit, what a flight brought, or what its computation returns."""
         parent = live_scope()
-        found = await self.find(job, parent)
+        try:
+            found = await self.find(job, parent)
+        except BaseException:  # what the caller does instead depends on it too
+            if parent is not None:
+                parent.gather(job.tags, self.backend)
+            raise
         if found.value is not MISSING:
             return found.value
         try:
@@ -190,7 +214,12 @@ class Filler:
         return found
 
     async def refresh(self, job: Job) -> Any:
-        """Compute `job` now and store it, whatever is cached."""
+        """Compute `job` now and store it, whatever is cached.
+
+        A number is taken from the journal first: with its newer stamp, the result is not replaced by
+        that of a computation which began before.
+        """
+        await self.backend.invalidate([NOBODYS])
         flight = self.flights.lead_unless_open(job.key, self.backend.clock())
         try:
             return await self.compute(job, await self.read(job.key), flight, live_scope())
@@ -202,16 +231,24 @@ class Filler:
         try:
             return await self.flights.wait(flight, inside)
         except BaseException:  # gave up: what the caller does instead depends on it too
-            if parent is not None:
-                parent.gather({*job.tags, *flight.tags}, self.backend)
+            self._hand_on(job, flight, parent)
             raise
+
+    def _hand_on(self, job: Job, flight: Flight, parent: Scope | None) -> None:
+        """Give a caller who got no value from a flight what its computation has gathered."""
+        if parent is None:
+            return
+        parent.gather(job.tags, self.backend)
+        scope = flight.scope
+        if scope is not None:
+            limits = (scope.fresh_until, scope.expires, scope.stale_stamp)
+            parent.gather(scope.tags, self.backend, *limits, no_store=scope.no_store)
 
     def _share(self, job: Job, flight: Flight, parent: Scope | None) -> Any:
         if flight.entry is None:
-            if parent is not None:
-                parent.gather({*job.tags, *flight.tags}, self.backend)
+            self._hand_on(job, flight, parent)
             if flight.error is not None:
-                raise flight.error
+                raise flight.error.with_traceback(flight.traceback)
             return ABSENT if job.may_be_absent else MISSING
         value = load(flight.entry, job.codec)
         if value is not MISSING and parent is not None:
@@ -285,11 +322,11 @@ class Filler:
                     if value is not MISSING:
                         return value
                 if flight is not None:
-                    self.flights.land(flight, Fate.FAILED, error=error)
+                    self._land_failed(flight, scope, error)
                 raise
             finally:
                 scope.closed = True
-                current_scope.reset(token)
+                leave_scope(token)
             await self.store(job, value, reading, flight, scope, started)
             return value
         finally:
@@ -302,8 +339,12 @@ class Filler:
         try:
             return await job.compute()
         finally:
-            current_scope.reset(token)
+            leave_scope(token)
             scope.hand_up()
+
+    def _land_failed(self, flight: Flight, scope: Scope, error: Exception) -> None:
+        fate = Fate.UNSHARED if scope.no_store else Fate.FAILED
+        self.flights.land(flight, fate, error=error, now=self.backend.clock())
 
     def open_scope(self, job: Job, parent: Scope | None, flights: tuple[Flight, ...], *, renewing: bool) -> Scope:
         renewing = renewing or (parent is not None and parent.renewing)
@@ -311,7 +352,7 @@ class Filler:
         scope.tags.update(job.tags)
         scope.flights = flights
         for flight in flights:
-            flight.tags = scope.tags
+            flight.scope = scope
         return scope
 
     async def store(
@@ -326,29 +367,40 @@ class Filler:
         unaccepted: Fate = Fate.UNCHECKED,
     ) -> Written:
         """Store what was computed within `scope`, since `started`, and land the flight."""
+        entry = self._prepare(job, value, reading, flight, scope, started)
+        if entry is None:
+            return Written(False)
+        written = await self.write(entry) if entry.stamp is not OF_NO_EPOCH else Written(False)
+        self._conclude(job, entry, written, flight, scope, unaccepted)
+        return written
+
+    def _prepare(
+        self, job: Job, value: Any, reading: Reading | None, flight: Flight | None, scope: Scope, started: float
+    ) -> Entry | None:
+        """The entry to send, its flight closed; None for what is not to be stored."""
         if scope.no_store:
             if flight is not None:
                 self.flights.land(flight, Fate.UNSHARED, now=self.backend.clock())
-            return Written(False)
+            return None
         try:
             kept = self.keep(job.codec, value)
         except Exception as error:
             if flight is not None:
                 self.flights.land(flight, Fate.FAILED, error=error)
             raise
-        entry = self.entry(job, kept, reading.stamp if reading is not None else None, scope, started)
         if flight is not None:
             self.flights.close(flight)
-        written = await self.write(entry) if self.may_store(entry, scope, reading) else Written(False)
+        return self.entry(job, kept, reading.stamp if reading is not None else None, scope, started)
+
+    def _conclude(
+        self, job: Job, entry: Entry, written: Written, flight: Flight | None, scope: Scope, unaccepted: Fate
+    ) -> None:
+        if written.miss is not None and written.miss.cause is Cause.TOO_LARGE:
+            logger.warning("%s is larger than the backend keeps: it is computed by every call", job.name)
         self.settle(entry, written, scope)
         if flight is not None:
             fate = Fate.ACCEPTED if written.accepted else unaccepted
             self.flights.land(flight, fate, entry=entry, stale=scope.stale_stamp is not None)
-        return written
-
-    def may_store(self, entry: Entry, scope: Scope, reading: Reading | None) -> bool:
-        """Not without a stamp, nor built from something stale of before the journal was lost."""
-        return reading is not None and (scope.stale_stamp is None or scope.stale_stamp.epoch == entry.stamp.epoch)
 
     def settle(self, entry: Entry, written: Written, scope: Scope) -> None:
         """Give the scope what its entry turned out to be, for the computation around it."""
@@ -365,9 +417,10 @@ class Filler:
 
     def entry(self, job: Job, kept: Kept, stamp: Stamp | None, scope: Scope, started: float) -> Entry:
         if stamp is None:
-            stamp = Stamp(-1, -1)
-        if scope.stale_stamp is not None:
-            stamp = min(stamp, scope.stale_stamp, key=lambda one: one.seq)
+            stamp = OF_NO_EPOCH
+        stale = scope.stale_stamp
+        if stale is not None:
+            stamp = min(stamp, stale) if stale.epoch == stamp.epoch else OF_NO_EPOCH
         now = self.backend.clock()
         times = job.expiry.times(now, now - started, scope.fresh_until, scope.expires)
         return Entry(job.key, kept.body, kept.thaw, job.codec, kept.size, tuple(scope.tags), stamp, *times)
@@ -400,54 +453,76 @@ class Filler:
         parent = live_scope()
         inside = _flights_around(parent)
         came = self.flights.begun
-        landings = {name: self.flights.landings(job.key) for name, job in jobs.items()}
-        readings = dict(zip(jobs, await self.read_many([job.key for job in jobs.values()]), strict=True))
+        landings: dict[str, int] = {}
+        after: dict[str, Flight] = {}  # those that left a name without a result
         found: dict[str, Any] = {}
-        led: dict[str, Flight] = {}
-        joined: dict[str, Flight] = {}
-        alone: list[str] = []
-        again: list[str] = []
-        try:
-            for name, job in jobs.items():
-                value = self.serve(job, readings[name], parent)
-                if value is not MISSING:
-                    found[name] = value
-                    continue
-                turn, flight = self.flights.board(job.key, self.backend.clock(), landings[name])
-                if flight is not None:
-                    (led if turn is Turn.LEAD else joined)[name] = flight
-                else:
-                    (alone if turn is Turn.ALONE else again).append(name)
-            if led or alone:
-                found |= await self._build(jobs, readings, [*led, *alone], led, build, parent)
-        finally:
-            self._land_all(led)
-        # Only now, with its own flights landed: two callers that lead and join crosswise do not wait for each other.
-        for name, flight in joined.items():
-            job = jobs[name]
-            if not await self._wait(job, flight, inside, parent):
-                found |= await self._build(jobs, readings, [name], {}, build, parent)
-                continue
-            value = self._share(job, flight, parent) if flight.serves(came) else MISSING
-            if value is not MISSING:
-                found[name] = value
-                continue
-            mine = await self._queue(job, parent, came, readings[name], None, flight)
-            if mine.value is not MISSING:
-                found[name] = mine.value
-                continue
-            led = {name: mine.flight} if mine.flight is not None else {}
+        readings: dict[str, Reading | None] = {}
+        fresh = missing = list(jobs)
+        while missing:
+            # Those that no flight has left over yet are looked up here, the others by whoever leads the next flight.
+            landings |= {name: self.flights.landings(jobs[name].key) for name in fresh}
+            values = await self._look_many(jobs, fresh, readings, parent)
+            found |= values
+            boarded = self._board_many(jobs, [name for name in missing if name not in values], landings, after)
+            fresh, missing = boarded.again, list(boarded.again)
             try:
-                found |= await self._build(jobs, {name: mine.reading}, [name], led, build, parent)
+                led = boarded.led
+                found |= (seen := await self._look_many(jobs, [n for n in led if n in after], readings, parent))
+                for name in seen:
+                    reading = readings[name]
+                    assert reading is not None
+                    self.flights.land(led[name], Fate.UNCHECKED, entry=reading.entry, stale=reading.stale)
+                names = [name for name in led if name not in seen] + boarded.alone
+                if names:
+                    found |= await self._build(jobs, readings, names, led, build, parent)
             finally:
-                self._land_all(led)
-        if again:
-            found |= await self.obtain_many({name: jobs[name] for name in again}, build)
+                for flight in boarded.led.values():
+                    self.flights.land(flight, Fate.CANCELLED)
+            # Only now, its own flights landed: two callers that lead and join crosswise do not wait for each other.
+            for name, flight in boarded.joined.items():
+                job = jobs[name]
+                if not await self._wait(job, flight, inside, parent):
+                    found |= await self._build(jobs, readings, [name], {}, build, parent)
+                    continue
+                value = self._share(job, flight, parent) if flight.serves(came) else MISSING
+                if value is MISSING:
+                    after[name] = flight
+                    missing.append(name)
+                else:
+                    found[name] = value
         return {name: found[name] for name in jobs if found.get(name, ABSENT) is not ABSENT}
 
-    def _land_all(self, flights: Mapping[str, Flight]) -> None:
-        for flight in flights.values():
-            self.flights.land(flight, Fate.CANCELLED)
+    async def _look_many(
+        self,
+        jobs: Mapping[str, Job],
+        names: Sequence[str],
+        readings: dict[str, Reading | None],
+        parent: Scope | None,
+    ) -> dict[str, Any]:
+        """The values among `names` that the backend has; what was read goes into `readings`."""
+        if not names:
+            return {}
+        readings |= dict(zip(names, await self.read_many([jobs[name].key for name in names]), strict=True))
+        values = {name: self.serve(jobs[name], readings[name], parent) for name in names}
+        return {name: value for name, value in values.items() if value is not MISSING}
+
+    def _board_many(
+        self,
+        jobs: Mapping[str, Job],
+        names: Sequence[str],
+        landings: Mapping[str, int],
+        after: Mapping[str, Flight],
+    ) -> "_Boarded":
+        boarded = _Boarded({}, {}, [], [])
+        now = self.backend.clock()
+        for name in names:
+            left_by = after.get(name)
+            turn, flight = self.flights.board(jobs[name].key, now, None if left_by else landings[name], left_by)
+            if flight is not None:
+                (boarded.led if turn is Turn.LEAD else boarded.joined)[name] = flight
+            else:
+                (boarded.alone if turn is Turn.ALONE else boarded.again).append(name)
+        return boarded
 
     async def _build(
         self,
@@ -469,25 +544,44 @@ class Filler:
                 built = check_built(await build(names), names)
             except Exception as error:
                 for flight in led.values():
-                    self.flights.land(flight, Fate.FAILED, error=error)
+                    self._land_failed(flight, scope, error)
                 raise
             finally:
                 scope.closed = True
-                current_scope.reset(token)
-            shared = scope.tags.difference(*(jobs[name].tags for name in names))
-            parts = [self._part(jobs[name], scope, shared) for name in names if name in built]
-            for name, part in zip((name for name in names if name in built), parts, strict=True):
-                await self.store(jobs[name], built[name], readings[name], led.get(name), part, started)
+                leave_scope(token)
+            await self._store_parts(jobs, built, readings, led, scope, started)
             for name, flight in led.items():
                 if name not in built:
                     self.flights.land(flight, Fate.ABSENT)
-            for part in parts:
-                scope.fresh_until = min(scope.fresh_until, part.fresh_until)
-                scope.expires = min(scope.expires, part.expires)
-                scope.stale_stamp = scope.stale_stamp or part.stale_stamp
             return dict(built)
         finally:
             scope.hand_up()
+
+    async def _store_parts(
+        self,
+        jobs: Mapping[str, Job],
+        built: Mapping[str, Any],
+        readings: Mapping[str, Reading | None],
+        led: Mapping[str, Flight],
+        scope: Scope,
+        started: float,
+    ) -> None:
+        """Store what was built together, each with its own tags and those that were gathered for all, in one go."""
+        names = list(built)
+        shared = scope.tags.difference(*(jobs[name].tags for name in names))
+        sent: list[tuple[str, Entry, Scope]] = []
+        for name in names:
+            part = self._part(jobs[name], scope, shared)
+            entry = self._prepare(jobs[name], built[name], readings[name], led.get(name), part, started)
+            part.tags = set()  # they are the entry's now
+            if entry is not None:
+                sent.append((name, entry, part))
+        answers = await self.write_many([entry for _, entry, _ in sent])
+        for (name, entry, part), written in zip(sent, answers, strict=True):
+            self._conclude(jobs[name], entry, written, led.get(name), part, Fate.UNCHECKED)
+            scope.fresh_until = min(scope.fresh_until, part.fresh_until)
+            scope.expires = min(scope.expires, part.expires)
+            scope.stale_stamp = scope.stale_stamp or part.stale_stamp
 
     def _part(self, job: Job, scope: Scope, shared: set[str]) -> Scope:
         part = Scope(job.name, self.backend, job.namespace)
@@ -497,11 +591,21 @@ class Filler:
         return part
 
 
+class _Boarded(NamedTuple):
+    """The turns of a caller of many values: flights to lead, flights to join, names to build alone or look up again."""
+
+    led: dict[str, Flight]
+    joined: dict[str, Flight]
+    alone: list[str]
+    again: list[str]
+
+
 def check_built(built: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]:
     """What a builder returned, if it is a mapping, and holds nothing that the builder was not asked for."""
     if not isinstance(built, Mapping):
         raise ConfigurationError(f"the builder returned {type(built).__name__}: return a dict from keys to values")
-    strangers = [name for name in built if name not in names]
+    asked = set(names)
+    strangers = [name for name in built if name not in asked]
     if strangers:
         raise ConfigurationError(f"the builder returned {strangers[0]!r}, which it was not asked for: it got {names!r}")
     return built

@@ -13,20 +13,25 @@ A flight is a computation in progress. Who may have its result follows from when
 """
 
 import threading
-from collections.abc import Set
+from array import array
+from collections import OrderedDict
 from contextlib import suppress
 from enum import Enum
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.lowlevel import EventLoopToken, current_token
 
 from asynctag.backends.base import Entry
 
+if TYPE_CHECKING:
+    from asynctag.scope import Scope
+
 #: After a computation that is not to be stored, its key takes no flight for this many seconds.
 SIDE_BY_SIDE = 1.0
 
-_SLOTS = 256
+_SLOTS = 16_384
 
 
 class Fate(Enum):
@@ -44,7 +49,19 @@ class Fate(Enum):
 class Flight:
     """A computation in progress, and what became of it."""
 
-    __slots__ = ("_waiting", "entry", "error", "fate", "following", "key", "number", "on", "stale", "tags")
+    __slots__ = (
+        "_waiting",
+        "entry",
+        "error",
+        "fate",
+        "following",
+        "key",
+        "number",
+        "on",
+        "scope",
+        "stale",
+        "traceback",
+    )
 
     def __init__(self, key: str, number: int) -> None:
         self.key = key
@@ -53,8 +70,9 @@ class Flight:
         self.entry: Entry | None = None
         self.stale = False
         self.error: BaseException | None = None
-        #: The tags that its computation has gathered so far, for those who get no value from it.
-        self.tags: Set[str] = frozenset()
+        self.traceback: TracebackType | None = None
+        #: What its computation gathers, for those who get no value from it.
+        self.scope: Scope | None = None
         #: The flight that those whom this one left without a result began.
         self.following: Flight | None = None
         #: The flights that this one's computation waits for.
@@ -81,10 +99,14 @@ class Flights:
     """The flights of one backend in this process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all flights."""
+        self._lock = threading.RLock()  # the garbage collector may land a flight at any moment
         self._open: dict[str, Flight] = {}
-        self._side_by_side: dict[str, float] = {}
-        self._landings = [0] * _SLOTS
+        self._side_by_side: OrderedDict[str, float] = OrderedDict()  # in the order of their ends
+        self._landings = array("L", bytes(_SLOTS * array("L").itemsize))
         #: How many flights have begun. A caller keeps this number from when it came.
         self.begun = 0
 
@@ -101,7 +123,7 @@ class Flights:
         anew. `after` is the flight that left the caller without a result.
         """
         with self._lock:
-            if self._side_by_side and self._beside(key, now):
+            if self._side_by_side.get(key, now) > now:
                 return Turn.ALONE, None
             flight = self._open.get(key)
             if after is not None:
@@ -123,7 +145,7 @@ class Flights:
     def lead_unless_open(self, key: str, now: float) -> Flight | None:
         """A flight of `key` to lead, or None where one is open already, or none is taken."""
         with self._lock:
-            if key in self._open or (self._side_by_side and self._beside(key, now)):
+            if key in self._open or self._side_by_side.get(key, now) > now:
                 return None
             self.begun += 1
             flight = self._open[key] = Flight(key, self.begun)
@@ -139,7 +161,7 @@ class Flights:
         with self._lock:
             if flight.fate is not None:
                 return True
-            if inside and _waits_for(flight, set(inside), set()):
+            if inside and _waits_for(flight, set(inside)):
                 return False
             flight._waiting.append(waiting)
             for outer in inside:
@@ -179,37 +201,51 @@ class Flights:
                 return
             self._close(flight)
             flight.entry, flight.stale, flight.error = entry, stale, error
+            if error is not None:
+                flight.traceback = error.__traceback__  # each of those who share it adds to the error's own
+            elif fate is not Fate.ABSENT:
+                flight.scope = None
             flight.fate = fate
             self._landings[hash(flight.key) % _SLOTS] += 1
             if fate is Fate.UNSHARED:
-                self._side_by_side[flight.key] = now + SIDE_BY_SIDE
+                self._set_side_by_side(flight.key, now)
             waiting, flight._waiting = flight._waiting, []
         if waiting:
-            here = current_token()
+            here = _current_token()
             for token, event in waiting:
                 _wake(token, event, here)
 
-    def _beside(self, key: str, now: float) -> bool:
-        until = self._side_by_side.get(key)
-        if len(self._side_by_side) > _SLOTS:
-            self._side_by_side = {k: end for k, end in self._side_by_side.items() if end > now}
-        if until is None:
-            return False
-        if until <= now:
-            self._side_by_side.pop(key, None)
-            return False
-        return True
+    def _set_side_by_side(self, key: str, now: float) -> None:
+        table = self._side_by_side
+        while table and next(iter(table.values())) <= now:
+            table.popitem(last=False)
+        table.pop(key, None)
+        table[key] = now + SIDE_BY_SIDE
 
 
-def _waits_for(flight: Flight, inside: set[Flight], seen: set[Flight]) -> bool:
+def _waits_for(flight: Flight, inside: set[Flight]) -> bool:
     """Whether `flight` cannot land before one of the flights `inside` does: joining it would wait for ever."""
-    if flight in inside:
-        return True
-    seen.add(flight)
-    return any(_waits_for(other, inside, seen) for other in flight.on if other not in seen)
+    seen: set[Flight] = set()
+    ahead = [flight]
+    while ahead:
+        one = ahead.pop()
+        if one in inside:
+            return True
+        if one not in seen:
+            seen.add(one)
+            ahead.extend(one.on)
+    return False
 
 
-def _wake(token: EventLoopToken, event: anyio.Event, here: EventLoopToken) -> None:
+def _current_token() -> EventLoopToken | None:
+    """The event loop that runs here; None where a coroutine of a closed loop is ended by the garbage collector."""
+    try:
+        return current_token()
+    except RuntimeError:
+        return None
+
+
+def _wake(token: EventLoopToken, event: anyio.Event, here: EventLoopToken | None) -> None:
     if token == here:
         event.set()
         return

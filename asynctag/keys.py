@@ -68,6 +68,7 @@ def build_key_maker(
     fn: Callable[..., object],
     *,
     name: str,
+    prefix: str = "",
     exclude: Collection[str] = (),
     key: Callable[..., object] | None = None,
     version: str | int | None = None,
@@ -77,10 +78,11 @@ def build_key_maker(
     Python itself binds the arguments, so every spelling of a call has one key, and a wrong call its usual `TypeError`.
     `exclude` names parameters to leave out. `key` is a plain function of some of the parameters, whose result stands
     for all of them. `name` is what `function_name` gave; with `version=2` the key is `shop.product@2(635)`.
+    `prefix` stands before all of it.
     """
     parameters = inspect.signature(fn).parameters
     _check_exclude(exclude, parameters, name)
-    head = f"{name}{_version_mark(version, name)}("
+    head = f"{prefix}{name}{_version_mark(version, name)}("
     longest = len(head) + MAX_ARGUMENTS_LENGTH + 1
     p = _free_prefix(parameters)
     helpers: dict[str, object] = {

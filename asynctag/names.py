@@ -16,6 +16,9 @@ KEY, TAG, FUNCTION, NAMESPACE = "k", "t", "f", "n"
 #: The tag of everything, carried by every entry: an un-namespaced `clear()` invalidates it.
 ROOT = f"|{NAMESPACE}|"
 
+#: A tag that no entry carries: invalidating it takes a number from the journal, and does nothing else.
+NOBODYS = f"|{NAMESPACE}|-"
+
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{0,100}")
 
 
@@ -36,6 +39,8 @@ def check_text(
     shown = reprlib.repr(value)
     if isinstance(value, enum.Enum):
         raise invalid(f"{shown} is not a {kind}: it is a member of an enum. Write its `.value`")
+    if isinstance(value, list | tuple | set | frozenset):
+        raise invalid(f"{shown} is not a {kind}: give {kind}s one by one, as in f(*{kind}s)")
     if not isinstance(value, str):
         raise invalid(f"{shown} is not a {kind}: a {kind} is a str, not {type(value).__qualname__}")
     text = str.__str__(value)

@@ -7,11 +7,13 @@ of them; the variable only points at it.
 
 import logging
 import threading
-from contextvars import ContextVar
+from contextlib import suppress
+from contextvars import ContextVar, Token
 from math import inf
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
-from asynctag.backends.base import Backend, Entry, Stamp
+from asynctag.backends.base import OF_NO_EPOCH, Backend, Entry, Stamp
 from asynctag.names import tag_name
 from asynctag.tags import check_tag
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from asynctag.flight import Flight
 
 logger = logging.getLogger("asynctag")
+
+#: The backends of which it was said that what was built from another cannot be stored there.
+_foreign: WeakSet[Backend] = WeakSet()
 
 current_scope: ContextVar["Scope | None"] = ContextVar("asynctag_scope", default=None)
 
@@ -69,7 +74,7 @@ class Scope:
         self.closed = False
         self.flights: tuple[Flight, ...] = ()
         self._said = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def absorb(self, entry: Entry, backend: Backend | None, *, stale: bool = False) -> None:
         """Take up the tags and the remaining time of an entry that the computation used."""
@@ -91,16 +96,25 @@ class Scope:
         no_store: bool = False,
     ) -> None:
         """Take up `tags` (names in the backend) and limits of something that the computation used."""
-        if self.closed:
-            self._say_closed()
+        scope = self._receiver()
+        if scope is None:
             return
-        if backend is not self.backend and backend is not None and self.backend is not None:
-            self._refuse_foreign()
+        if backend is not scope.backend and backend is not None and scope.backend is not None:
+            scope._refuse_foreign()
             return
-        self.tags.update(tags)
+        scope.tags.update(tags)
         if no_store:
-            self.no_store = True
-        self._shorten(fresh_until, expires, stale_stamp)
+            scope.no_store = True
+        scope._shorten(fresh_until, expires, stale_stamp)
+
+    def _receiver(self) -> "Scope | None":
+        """This scope, or the nearest around it that is open: that one may wait for a task that outlived this."""
+        scope: Scope | None = self
+        while scope is not None and scope.closed:
+            scope = scope.parent
+        if scope is None:
+            self._say_closed()
+        return scope
 
     def _shorten(self, fresh_until: float, expires: float, stale_stamp: Stamp | None) -> None:
         with self._lock:
@@ -108,12 +122,16 @@ class Scope:
             self.expires = min(self.expires, expires)
             if stale_stamp is None:
                 return
-            if self.stale_stamp is None or stale_stamp.seq < self.stale_stamp.seq:
+            known = self.stale_stamp
+            if known is not None and known.epoch != stale_stamp.epoch:
+                self.stale_stamp = OF_NO_EPOCH  # built from before and after a loss of the journal: never stored
+            elif known is None or stale_stamp.seq < known.seq:
                 self.stale_stamp = stale_stamp
 
     def hand_up(self) -> None:
         """Close the scope, and give the enclosing computation all that this one gathered."""
         self.closed = True
+        self.flights = ()
         parent = self.parent
         if parent is not None:
             parent.gather(
@@ -121,10 +139,9 @@ class Scope:
             )
 
     def forbid_store(self) -> None:
-        if self.closed:
-            self._say_closed()
-        else:
-            self.no_store = True
+        scope = self._receiver()
+        if scope is not None:
+            scope.no_store = True
 
     def _say_closed(self) -> None:
         if not self._said:
@@ -136,8 +153,8 @@ class Scope:
 
     def _refuse_foreign(self) -> None:
         self.no_store = True
-        if not self._said:
-            self._said = True
+        if self.backend is not None and self.backend not in _foreign:
+            _foreign.add(self.backend)
             logger.warning(
                 "%s is not stored: it was built from the cache of another backend, whose invalidations cannot reach "
                 "it. Give both caches one backend, with namespace= to keep them apart",
@@ -145,10 +162,19 @@ class Scope:
             )
 
 
+def leave_scope(token: Token[Scope | None]) -> None:
+    """Put the scope around a computation back in its place."""
+    # A coroutine that its loop left behind is ended by the garbage collector, in another context: nothing runs on here.
+    with suppress(ValueError):
+        current_scope.reset(token)
+
+
 def live_scope() -> Scope | None:
-    """The scope of the computation that runs here, or None outside any, or where it is over already."""
+    """The scope of the computation that runs here, or of the nearest around it that is not over; None outside any."""
     scope = current_scope.get()
-    return None if scope is None or scope.closed else scope
+    while scope is not None and scope.closed:
+        scope = scope.parent
+    return scope
 
 
 def add_tags(*tags: str) -> None:
@@ -156,8 +182,8 @@ def add_tags(*tags: str) -> None:
 
     Tags may be added at any moment, as soon as they are known: an invalidation that came since the
     computation began, and before the tag was added, still counts. Everything that is built from the
-    computation carries them too. Outside a computation this does nothing; in a task that outlived
-    its computation it does nothing and is logged once, at level DEBUG.
+    computation carries them too. In a task that outlived its computation they count for the one
+    around it; outside any computation this does nothing (after one, it is logged once, at DEBUG).
 
     Raises `InvalidTagError` for a tag that is empty, not a string, or over 1 KiB.
     """

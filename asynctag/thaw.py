@@ -75,6 +75,11 @@ def is_atom(value: Any) -> bool:
     return cls in ATOMS or isinstance(value, enum.Enum) or cls.__module__ in _ATOM_MODULES
 
 
+def is_immutable(value: Any) -> bool:
+    """An atom, or a tuple or frozenset of such: what holds it is sure to find it as it was."""
+    return is_atom(value) or (type(value) in (tuple, frozenset) and all(map(is_immutable, value)))
+
+
 @functools.lru_cache(maxsize=512)
 def slots_of(cls: type) -> tuple[tuple[str, Any], ...]:
     """Name and descriptor of every slot that instances have, inherited ones included."""

@@ -50,9 +50,8 @@ def main() -> int:
                 continue
             reports.append(one)
             print(f"\n{one.text()}\n", flush=True)
-    if reports and not asked.quick and not asked.no_write:
-        report.write(PAGE, PAGE.parent / "bench", reports, machine)
-        step(f"written to {PAGE.relative_to(ROOT)}")
+            if not asked.quick and not asked.no_write:
+                report.write(PAGE, PAGE.parent / "bench", [one], machine)
     targets = [target for one in reports for target in one.targets]
     met = sum(target.met for target in targets)
     step(f"{met} of {len(targets)} targets met" + (f"; failed: {', '.join(failed)}" if failed else ""))

@@ -599,7 +599,7 @@ async def test_the_caches_of_two_backends_do_not_protect_each_other(caplog: pyte
     assert await whole() == 1
     await assert_miss(whole)
     warnings = [one for one in caplog.records if one.levelno == logging.WARNING]
-    assert len(warnings) == 2  # one a computation
+    assert len(warnings) == 1
     assert "whole() is not stored" in warnings[0].getMessage()
     assert "one backend" in warnings[0].getMessage()
 
@@ -1587,7 +1587,6 @@ def stamp_at_the_store(patch: pytest.MonkeyPatch) -> None:
         return made
 
     patch.setattr(Filler, "entry", entry)
-    patch.setattr(Filler, "may_store", lambda *_: True)
 
 
 def store_unchecked(patch: pytest.MonkeyPatch) -> None:
@@ -1723,7 +1722,7 @@ def landings_go_unnoticed(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_side_by_side(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Flights, "_beside", lambda *_: False)
+    patch.setattr(Flights, "_set_side_by_side", lambda *_: None)
 
 
 def circles_go_unseen(patch: pytest.MonkeyPatch) -> None:

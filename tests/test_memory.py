@@ -36,7 +36,8 @@ async def put(
 
 
 def cost(key: str, tags: int = 1, size: int = 10) -> int:
-    return size + getsizeof(key) + getsizeof(("",) * tags) + ENTRY_OVERHEAD
+    """Of an entry that carries its key and, beyond it, tags of one letter."""
+    return size + getsizeof(key) + getsizeof(("",) * tags) + len(key) + tags - 1 + ENTRY_OVERHEAD
 
 
 def chain(backend: MemoryBackend) -> Iterator[Any]:

@@ -18,6 +18,10 @@ class Stamp(NamedTuple):
     seq: int
 
 
+#: A stamp that no journal gives: what carries it is never valid.
+OF_NO_EPOCH = Stamp(-1, -1)
+
+
 class Entry:
     """A cached value with its tags, its stamp, its expiry. Not changed once it is stored.
 

@@ -5,22 +5,44 @@ they came; a hand goes from the oldest to the newest, spares once those that wer
 came by, and evicts the first that was not. A scan passes through without driving out what is in use.
 """
 
+import os
 import secrets
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
 from sys import getsizeof
 from typing import ClassVar
+from weakref import WeakSet
 
 from asynctag.backends.base import Backend, Cause, Entry, Miss, Reading, Stamp, Written
 from asynctag.errors import ConfigurationError
 
 #: What an entry costs beyond its body, its key and its list of tags, in bytes (measured by `make bench`).
-ENTRY_OVERHEAD = 380
+ENTRY_OVERHEAD = 350
+
+#: How many entries in use the hand spares for one eviction, at most.
+HAND = 1000
 
 #: How many entries a write looks through for dead ones, at most, before a live one is evicted.
 SWEEP = 32
+
+
+# A thread that is not there in a forked child may hold a lock in it, for ever.
+_backends: "WeakSet[MemoryBackend]" = WeakSet()
+
+
+def _free_locks() -> None:
+    for backend in _backends:
+        halfway = backend._lock.locked()
+        backend._lock = threading.Lock()
+        if halfway:
+            backend._wipe()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free_locks)
 
 
 class _Node(Entry):
@@ -64,12 +86,13 @@ class MemoryBackend(Backend):
         self._max_tags = max_tags
         self._max_ttl: float | None = None
         self._lock = threading.Lock()
+        _backends.add(self)
         self._entries: dict[str, _Node] = {}
         self._bytes = 0
         self._stamp = Stamp(secrets.randbits(52), 0)
         self._floor = 0
-        self._hard: dict[str, int] = {}  # tag: the number of its last invalidation, the newest last
-        self._soft: dict[str, int] = {}
+        self._hard: OrderedDict[str, int] = OrderedDict()  # tag: the number of its last invalidation, the newest last
+        self._soft: OrderedDict[str, int] = OrderedDict()
         self._newest: _Node | None = None
         self._oldest: _Node | None = None
         self._hand: _Node | None = None
@@ -184,7 +207,8 @@ class MemoryBackend(Backend):
         old = self._entries.get(entry.key)
         if old is not None and old.stamp > entry.stamp and old.stamp.epoch == entry.stamp.epoch and now < old.expires:
             return Written(False, miss=Miss(Cause.SUPERSEDED))
-        size = entry.size + getsizeof(entry.key) + getsizeof(entry.tags) + ENTRY_OVERHEAD
+        # Tags are often shared between entries; counted with each, the estimate errs on the safe side.
+        size = entry.size + getsizeof(entry.key) + getsizeof(entry.tags) + sum(map(len, entry.tags)) + ENTRY_OVERHEAD
         if size > self._max_bytes:
             return Written(False, miss=Miss(Cause.TOO_LARGE))
         node = _Node(
@@ -230,11 +254,11 @@ class MemoryBackend(Backend):
             self._unlink(node)
             return alive
 
-    def _invalidate(self, tags: Iterable[str], journal: dict[str, int]) -> None:
+    def _invalidate(self, tags: Iterable[str], journal: "OrderedDict[str, int]") -> None:
         seq = self._stamp.seq + 1
         for tag in tags:
-            journal.pop(tag, None)  # to the end: the journal is in the order of its numbers
             journal[tag] = seq
+            journal.move_to_end(tag)  # the journal is in the order of its numbers
         # Last, and at once: a hit without the lock sees either the old journal or the whole new one.
         self._stamp = Stamp(self._stamp.epoch, seq)
         while len(self._hard) + len(self._soft) > self._max_tags:
@@ -242,7 +266,8 @@ class MemoryBackend(Backend):
 
     def _forget_oldest(self) -> None:
         oldest = min((journal for journal in (self._hard, self._soft) if journal), key=lambda j: next(iter(j.values())))
-        self._floor = max(self._floor, oldest.pop(next(iter(oldest))))
+        _, seq = oldest.popitem(last=False)
+        self._floor = max(self._floor, seq)
 
     async def agree(self, max_ttl: float) -> None:
         with self._lock:
@@ -250,7 +275,7 @@ class MemoryBackend(Backend):
                 self._max_ttl = max_ttl
             elif self._max_ttl != max_ttl:
                 raise ConfigurationError(
-                    f"max_ttl={max_ttl:g}: this backend's journal was made with max_ttl={self._max_ttl:g}. "
+                    f"max_ttl={max_ttl:.15g}: this backend's journal was made with max_ttl={self._max_ttl:.15g}. "
                     f"Caches that share a backend must agree on it"
                 )
 
@@ -261,14 +286,17 @@ class MemoryBackend(Backend):
         memory given back as it is needed, use `Cache.clear()`.
         """
         with self._lock:
-            self._entries.clear()
-            self._hard.clear()
-            self._soft.clear()
-            self._bytes = self._floor = 0
-            self._newest = self._oldest = self._hand = self._sweep_at = None
-            self._swept = self._sweeping = None
-            self._first_end = inf
-            self._stamp = Stamp(secrets.randbits(52), 0)
+            self._wipe()
+
+    def _wipe(self) -> None:
+        self._entries.clear()
+        self._hard.clear()
+        self._soft.clear()
+        self._bytes = self._floor = 0
+        self._newest = self._oldest = self._hand = self._sweep_at = None
+        self._swept = self._sweeping = None
+        self._first_end = inf
+        self._stamp = Stamp(secrets.randbits(52), 0)
 
     # --- the queue ---------------------------------------------------------------------------------
 
@@ -292,7 +320,7 @@ class MemoryBackend(Backend):
             if node is None or found is not None:
                 break
             self._sweep_at = node.newer
-            if now >= node.expires or (node.checked is not self._stamp and self._is_dead(node)):
+            if now >= node.expires or self._is_dead(node):
                 found = node
             else:
                 self._first_end = min(self._first_end, node.expires)
@@ -301,12 +329,21 @@ class MemoryBackend(Backend):
         return found
 
     def _is_dead(self, node: _Node) -> bool:
-        return self._why_invalid(node) is not None or (self._is_softened(node) and not node.has_stale_period)
+        if node.checked is self._stamp:
+            return False
+        if self._why_invalid(node) is not None:
+            return True
+        if self._is_softened(node):
+            return not node.has_stale_period
+        node.checked = self._stamp
+        return False
 
     def _sieve(self) -> _Node:
         node = self._hand or self._oldest
         assert node is not None
-        while node.used:
+        for _ in range(HAND):
+            if not node.used:
+                break
             node.used = False
             node = node.newer or self._oldest
             assert node is not None

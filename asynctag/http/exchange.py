@@ -152,6 +152,8 @@ class Exchange:
             self.lead(found.flight, key)
             if found.reading is not None:
                 self.miss = found.reading.miss
+                if found.reading.entry is not None:
+                    self.forward = "stale"
             if found.flight is not None:
                 return None
             known = record_of(await filler.read(self.address.record_key(self.cache.namespace)))
@@ -174,7 +176,7 @@ class Exchange:
         """Others wait for this response, as the one under `key`."""
         self._key, self._flight = key, flight
         if flight is not None:
-            flight.tags = self.scope.tags
+            flight.scope = self.scope
             self.scope.flights = (flight,)
 
     def land(self, fate: Fate) -> None:
@@ -203,7 +205,7 @@ class Exchange:
             policy = replace(policy, ttl=self.cache._default_ttl)
         elif policy.ttl > self.cache.max_ttl:
             raise ConfigurationError(
-                f"ttl={policy.ttl!r} is above the cache's max_ttl of {self.cache.max_ttl:g} seconds"
+                f"ttl={policy.ttl!r} is above the cache's max_ttl of {self.cache.max_ttl:.15g} seconds"
             )
         self.policy = policy
         self.check_guards()

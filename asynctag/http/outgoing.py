@@ -9,6 +9,7 @@ from asynctag.http.asgi import Message, Send
 from asynctag.http.headers import Forward, cache_status, make_etag
 from asynctag.http.rules import Storable, not_modified, not_modified_headers, storable
 from asynctag.http.stored import field
+from asynctag.http.variants import varied
 from asynctag.names import describe
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class Outgoing:
         self._recording = _Recording(verdict, exchange.middleware.max_body)
         if field(headers, b"cache-control") is None:
             # No invalidation reaches the caches of clients. They are to ask, and get a 304.
-            self._start = {**start, "headers": [*headers, (b"cache-control", b"no-cache")]}
+            headers.append((b"cache-control", b"no-cache"))
+        self._start = {**start, "headers": varied(headers, exchange.policy)}
 
     def _verdict(self, status: int, headers: list[tuple[bytes, bytes]]) -> Storable | str:
         exchange = self._exchange

@@ -41,6 +41,15 @@ def dimensions(policy: Policy | None, headers: Headers, *, public: bool) -> Dime
     return Dimensions(tuple(sorted(vary)), policy.cookies, policy.query, public)
 
 
+def varied(headers: list[tuple[bytes, bytes]], policy: Policy | None) -> list[tuple[bytes, bytes]]:
+    """The headers of a response, with a `Vary` that names what its policy does: for the caches on its way."""
+    if policy is None:
+        return headers
+    own = parse_vary(value for name, value in headers if name.lower() == b"vary") or ()
+    named = {*policy.vary_fields, *((b"cookie",) if policy.cookies else ())}
+    return [*headers, *((b"vary", name) for name in sorted(named.difference(own)))]
+
+
 def url_base(scheme: str, host: str, path: str) -> str:
     """A URL without its query, each part with its length: no host can be sent that makes one URL look like another."""
     return f"{len(scheme)},{len(host)},{len(path)}:{scheme}://{host}{path}"

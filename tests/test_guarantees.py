@@ -7,7 +7,7 @@ import asyncio
 import contextvars
 import logging
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -757,6 +757,11 @@ class Down(MemoryBackend):
         if "write" in self.down:
             raise BackendError("no answer")
         return await super().write(entry)
+
+    async def write_many(self, entries: Sequence[Entry]) -> list[Written]:
+        if "write" in self.down:
+            raise BackendError("no answer")
+        return await super().write_many(entries)
 
     async def agree(self, max_ttl: float) -> None:
         if "agree" in self.down:

@@ -43,7 +43,7 @@ _OPAQUE = frozenset(
     }
 )
 _SCOPE = ("name", "namespace", "parent", "renewing", "stale_stamp", "fresh_until", "expires", "no_store", "closed")
-_FLIGHT = ("key", "fate", "entry", "stale", "error", "following", "on")
+_FLIGHT = ("key", "fate", "entry", "stale", "error", "following", "on", "scope")
 _ENTRY = ("key", "body", "stamp", "renew_from", "fresh_until", "stale_until", "expires")
 
 
@@ -95,9 +95,8 @@ class Canon:
         if isinstance(thing, list):
             return "list", *map(self.of, thing)
         if isinstance(thing, Flight):
-            # The tags of an open flight are its scope's, or will be: those of a landed one may still be handed up.
             number = thing.number - self._begun
-            return "flight", number, *(self.of(getattr(thing, name)) for name in _FLIGHT), *sorted(thing.tags)
+            return "flight", number, *(self.of(getattr(thing, name)) for name in _FLIGHT)
         if isinstance(thing, Scope):
             values = (self.of(getattr(thing, name)) for name in _SCOPE)
             return "scope", *sorted(thing.tags), *values, *map(self.of, thing.flights)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from asynctag.backends.base import Entry, Miss, Reading
 from asynctag.codec import codec_for
-from asynctag.errors import ConfigurationError
+from asynctag.errors import BackendError, ConfigurationError
 from asynctag.expiry import Expiry
 from asynctag.fill import MISSING, Filler, Job, load
 from asynctag.flight import Fate, Flight
@@ -19,7 +19,7 @@ from asynctag.http.headers import Forward, parse_age
 from asynctag.http.outgoing import Outgoing
 from asynctag.http.rules import Policy, RequestFacts, Storable, may_serve, why_bypass
 from asynctag.http.stored import RESPONSES, StoredResponse, field, make_stored
-from asynctag.http.variants import Dimensions, dimensions, shortened, url_base, variant_key
+from asynctag.http.variants import PLAIN, Dimensions, dimensions, plain_key, shortened, url_base, variant_key
 from asynctag.names import KEY
 from asynctag.scope import Scope, current_scope, live_scope
 
@@ -37,27 +37,31 @@ current_exchange: ContextVar["Exchange | Literal[False] | None"] = ContextVar("a
 class Address:
     """Where a request goes: what its keys are made of."""
 
-    __slots__ = ("_base", "headers", "path", "query")
+    __slots__ = ("_host", "_query", "_scheme", "headers", "namespace", "path")
 
-    def __init__(self, asgi: AsgiScope) -> None:
+    def __init__(self, asgi: AsgiScope, namespace: str) -> None:
+        self.namespace = namespace
         self.headers: list[tuple[bytes, bytes]] = asgi["headers"]
-        raw: bytes | None = asgi.get("raw_path")
+        self._scheme: str = asgi.get("scheme", "http")
+        self._query: bytes = asgi.get("query_string", b"")
         # As it was sent: two spellings of a path may mean two things to the application.
-        self.path: str = raw.partition(b"?")[0].decode("latin-1") if raw else asgi["path"]
-        self.query: bytes = asgi.get("query_string", b"")
-        host = ""
+        path: bytes = asgi.get("raw_path") or asgi["path"].encode("utf-8", "surrogatepass")
+        self.path = path.partition(b"?")[0] if b"?" in path else path
+        self._host = b""
         for name, value in self.headers:
             if name == b"host":
-                host = value.decode("latin-1").lower()
+                self._host = value
                 break
-        self._base = url_base(asgi.get("scheme", "http"), host, self.path)
 
-    def record_key(self, namespace: str) -> str:
-        """Under which the URL's first record is kept: what tells its responses apart."""
-        return f"{namespace}|{KEY}|http record {shortened(self._base)}"
+    def record_key(self) -> str:
+        """Under which the URL's first record is kept: what tells its responses apart. They carry it as a tag."""
+        return f"{self.namespace}|{KEY}|http record {shortened(url_base(self._scheme, self._host, self.path))}"
 
-    def response_key(self, namespace: str, dims: Dimensions) -> str:
-        return f"{namespace}|{KEY}|http {variant_key(self._base, self.query, self.headers, dims)}"
+    def response_key(self, dims: Dimensions) -> str:
+        if dims is PLAIN and not self._query:
+            return f"{self.namespace}|{KEY}|http {plain_key(self._scheme, self._host, self.path)}"
+        base = url_base(self._scheme, self._host, self.path)
+        return f"{self.namespace}|{KEY}|http {variant_key(base, self._query, self.headers, dims)}"
 
 
 class Stored(NamedTuple):
@@ -110,7 +114,7 @@ class Exchange:
         #: Whether a hit is on its way: what the application sends goes out as it is.
         self.replying = False
         self.scope = Scope(
-            f"the response to {facts.method} {address.path}",
+            f"the response to {facts.method} {address.path.decode('latin-1')}",
             filler.backend if filler is not None else None,
             self.cache.namespace,
             live_scope(),  # where a cached computation calls the application
@@ -135,7 +139,7 @@ class Exchange:
         looking = Scope(self.scope.name, self.scope.backend, self.cache.namespace, self.scope.parent)
         looking.renewing = self.scope.renewing
         while filler is not None:
-            key = self.address.response_key(self.cache.namespace, dims)
+            key = self.address.response_key(dims)
             if key == self._key and self._flight is not None:
                 return None  # looked up before routing, and led since
             self.land(Fate.CANCELLED)
@@ -156,7 +160,7 @@ class Exchange:
                     self.forward = "stale"
             if found.flight is not None:
                 return None
-            known = record_of(await filler.read(self.address.record_key(self.cache.namespace)))
+            known = record_of(await filler.read(self.address.record_key()))
             if known is None or set(known.vary) <= set(dims.vary):
                 return None
             # The response that was waited for turned out to vary by more than was known.
@@ -164,7 +168,9 @@ class Exchange:
         return None
 
     def _wants(self, stored: Stored) -> bool:
-        """Whether the request's own directives let it have this response."""
+        """Whether this response is for this request, by its cookies and by what it asks for."""
+        if self.facts.cookie and not stored.response.with_cookies:
+            return False
         if self.facts.cache_control is None or self.filler is None:
             return True
         now, entry = self.filler.backend.clock(), stored.entry
@@ -194,7 +200,7 @@ class Exchange:
         async def renew(flight: Flight) -> None:
             await self.middleware.renew(self._origin, flight, key)
 
-        name, tags = self.scope.name, (key, *self.cache._implicit)
+        name, tags = self.scope.name, (key, self.address.record_key(), *self.cache._implicit)
         return Job(name, key, tags, RESPONSES, expiry, self.cache.namespace, _computed_elsewhere, renew=renew)
 
     # --- what a route says -----------------------------------------------------------------------------
@@ -289,13 +295,15 @@ class Exchange:
         if dims is None or (length is not None and length != b"%d" % len(body)):
             self.land(Fate.UNSHARED)
             return False
-        if self.dims is not None:
+        known = self.dims
+        if known is not None:
             # Once one page of the URL is served before routing, the others are looked for there too.
-            public = dims.public or self.dims.public
-            dims = replace(_widened(dims, self.dims.vary), public=public, head=self.dims.head)
-        if dims != self.dims:
-            await self._keep_record(dims)
-        key = self.address.response_key(self.cache.namespace, dims)
+            public = dims.public or known.public
+            dims = replace(_widened(dims, known.vary), public=public, head=known.head)
+        if dims != known and not await self._keep_record(dims):
+            self.land(Fate.UNSHARED)
+            return False
+        key = self.address.response_key(dims)
         if key != self._key:
             self.land(Fate.UNSHARED)  # those who wait asked for something else
         expiry = Expiry(
@@ -307,7 +315,15 @@ class Exchange:
         job = self._job(key, expiry)
         self.scope.tags.update(job.tags)
         age = parse_age([value for name, value in headers if name == b"age"]) or 0
-        response = make_stored(start["status"], headers, body, now=time.time(), age=age, public=lifetime.public)
+        response = make_stored(
+            start["status"],
+            headers,
+            body,
+            now=time.time(),
+            age=age,
+            public=lifetime.public,
+            with_cookies=dims.cookies is not None or b"cookie" in dims.vary,
+        )
         # Dependencies may have read what it was built from before its flight began: who waits gets it only if the
         # store accepts it.
         written = await self.filler.store(
@@ -315,17 +331,30 @@ class Exchange:
         )
         return written.accepted
 
-    async def _keep_record(self, dims: Dimensions) -> None:
-        """Keep what tells the URL's responses apart where any process finds it before routing."""
+    async def _keep_record(self, dims: Dimensions) -> bool:
+        """Keep what tells the URL's responses apart where any process finds it before routing.
+
+        Whether what was stored so far may stay. Under the URL alone, it is for some of its requests
+        only, once there is more that tells them apart; then nothing of before this moment is stored.
+        """
         assert self.filler is not None
-        key = self.address.record_key(self.cache.namespace)
+        key, known = self.address.record_key(), self.dims
+        narrowed = known is not None and known.plain and not dims.plain
+        try:
+            if narrowed:
+                await self.filler.backend.invalidate([key])
+        except BackendError as error:
+            logger.warning("%s: what was stored of its URL could not be invalidated: %s", self.scope.name, error)
+            return False
+        reading = await self.filler.read(key)
         tags = (key, *self.cache._implicit)
         expiry = Expiry(self.cache.max_ttl)
         job = Job(key, key, tags, DIMENSIONS, expiry, self.cache.namespace, _computed_elsewhere)
         scope = Scope(key, self.filler.backend, self.cache.namespace)
         scope.tags.update(tags)
-        await self.filler.store(job, dims, self._reading, None, scope, self._started)
+        await self.filler.store(job, dims, reading, None, scope, self._started)
         self.dims = dims
+        return not narrowed
 
     async def stale_instead(self, error: Exception | None) -> tuple[Message, Message] | None:
         """A stored response to answer with instead of an error, within its `stale_if_error`.

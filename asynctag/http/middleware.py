@@ -19,7 +19,7 @@ from asynctag.http.request import SCOPE_KEY, RequestCache
 from asynctag.http.routes import policy_of, routes_of
 from asynctag.http.rules import Policy, RequestFacts, Store, read_request, why_bypass
 from asynctag.http.stored import RESPONSES, StoredResponse
-from asynctag.http.variants import Dimensions
+from asynctag.http.variants import PLAIN, Dimensions
 from asynctag.names import user_tags
 from asynctag.scope import current_scope
 
@@ -83,19 +83,19 @@ class CacheMiddleware:
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         around = scope.get(SCOPE_KEY)
-        if kind == "lifespan":
-            await self._lifespan(scope, receive, send)
-        elif isinstance(around, RequestCache) and around.cache is self.cache:
+        if around is not None and around.cache is self.cache:
             await self.app(scope, receive, send)  # within an application that has this middleware already
         elif kind == "http" and scope["method"] in ("GET", "HEAD"):
             facts = read_request(scope["method"], scope["headers"])
-            address = Address(scope)
+            address = Address(scope, self.cache.namespace)
             messages = self._hit(facts, address)
-            if messages is not None:
-                for message in messages:
-                    await send(message)
-            else:
+            if messages is None:
                 await self._forward(scope, receive, send, facts, address)
+                return
+            for message in messages:
+                await send(message)
+        elif kind == "lifespan":
+            await self._lifespan(scope, receive, send)
         else:
             scope[SCOPE_KEY] = RequestCache(self.cache, None)
             token = current_exchange.set(False)
@@ -106,18 +106,25 @@ class CacheMiddleware:
 
     def _hit(self, facts: RequestFacts, address: Address) -> tuple[Message, Message] | None:
         """A hit that can be told at once, without waiting."""
-        peek, namespace = self.cache._peek, self.cache.namespace
-        record = peek(address.record_key(namespace))
-        if record is None or record.codec is not DIMENSIONS or facts.cache_control is not None:
+        if facts.cache_control is not None:
             return None
-        dims: Dimensions = record.load()
-        if not _answers(dims, facts):
-            return None
-        entry = peek(address.response_key(namespace, dims))
+        peek = self.cache._peek
+        dims, entry = PLAIN, None
+        if facts.method == "GET":
+            entry = peek(address.response_key(dims))
+        if entry is None:  # more than the URL tells its responses apart, or nothing is there
+            record = peek(address.record_key())
+            if record is None or record.codec is not DIMENSIONS:
+                return None
+            dims = record.load()
+            if facts.method == "HEAD" and not dims.head:
+                return None
+            entry = peek(address.response_key(dims))
         if entry is None or entry.codec is not RESPONSES:
             return None
         response: StoredResponse = entry.load()
-        if not response.public:
+        cookies = () if response.with_cookies else None
+        if not response.public or why_bypass(facts, vary=dims.vary, cookies=cookies) is not None:
             return None
         around = current_scope.get()
         if around is not None:  # a cached computation calls the application
@@ -160,7 +167,7 @@ class CacheMiddleware:
         renewing: bool = False,
     ) -> Exchange:
         filler = self.cache._filling() if not self.cache._disabled else None
-        reading = await filler.read(address.record_key(self.cache.namespace)) if filler is not None else None
+        reading = await filler.read(address.record_key()) if filler is not None else None
         exchange = Exchange(self, filler, scope, receive, facts, address, reading, renewing=renewing)
         scope[SCOPE_KEY] = RequestCache(self.cache, exchange.scope)
         return exchange
@@ -199,7 +206,7 @@ class CacheMiddleware:
         """Ask the application anew, in the background: the request as it came, and no client behind it."""
         headers = [pair for pair in asgi["headers"] if pair[0] not in _OF_ONE_CLIENT]
         scope = {**asgi, "headers": headers, "method": "GET"}
-        facts, address = read_request(scope["method"], scope["headers"]), Address(scope)
+        facts, address = read_request(scope["method"], scope["headers"]), Address(scope, self.cache.namespace)
         try:
             exchange = await self._exchange(scope, _silent_client(), facts, address, renewing=True)
             exchange.lead(flight, key)

@@ -95,7 +95,7 @@ class Outgoing:
             exchange.facts, status, headers, exchange.policy, store=exchange.middleware.store, now=time.time()
         )
         if verdict == "no-freshness" and exchange.policy is not None:
-            exchange.middleware.warn_of_no_ttl(exchange.address.path)
+            exchange.middleware.warn_of_no_ttl(exchange.scope.name)
         return verdict
 
     async def _continue(self, chunk: bytes, more: bool) -> None:

@@ -22,6 +22,7 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
     body: bytes
     born: float
     public: bool  # its hits may be served before routing
+    with_cookies: bool  # a request with cookies may have it too
     etag: bytes | None
     last_modified: bytes | None
 
@@ -44,7 +45,9 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
         )
 
 
-def make_stored(status: int, headers: Headers, body: bytes, *, now: float, age: float, public: bool) -> StoredResponse:
+def make_stored(
+    status: int, headers: Headers, body: bytes, *, now: float, age: float, public: bool, with_cookies: bool
+) -> StoredResponse:
     """`headers` as they are sent, those of one connection or one answer among them."""
     kept = stored_headers(headers)
     if status != 204:  # RFC 9110 §8.6
@@ -57,6 +60,7 @@ def make_stored(status: int, headers: Headers, body: bytes, *, now: float, age: 
         body=body,
         born=now - age,
         public=public,
+        with_cookies=with_cookies,
         etag=fields.get(b"etag"),
         last_modified=modified if modified is not None and http_date(modified) is not None else None,
     )

@@ -1,6 +1,7 @@
 """What tells the responses of one URL apart, and the key under which each is kept: functions, without I/O or clocks."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 
 from asynctag.http.headers import cookie_values, parse_vary, sort_query
@@ -9,16 +10,13 @@ from asynctag.http.rules import Headers, Policy
 MAX_PLAIN_KEY = 512
 """Keys longer than this, in bytes, are hashed."""
 
-NO_COOKIES = "c0;"
-"""What a key ends with where the policy says that no cookie matters."""
-
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
     """What tells the responses of one URL apart, and how they may be served. Kept in the URL's first record.
 
-    `cookies=None`: a request with cookies bypasses the cache. `query=None`: the whole query. `head`: the application
-    answers HEAD as it does GET.
+    `cookies=None`: a request with cookies bypasses the cache; `()`: none matters. `query=None`: the whole query.
+    `head`: the application answers HEAD as it does GET.
     """
 
     vary: tuple[bytes, ...] = ()
@@ -26,6 +24,15 @@ class Dimensions:
     query: tuple[str, ...] | None = None
     public: bool = False
     head: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether the URL, query and all, is the whole key."""
+        return not self.vary and not self.cookies and self.query is None
+
+
+#: Those of a URL that is the whole key of its response.
+PLAIN = Dimensions()
 
 
 def dimensions(policy: Policy | None, headers: Headers, *, public: bool) -> Dimensions | None:
@@ -50,9 +57,17 @@ def varied(headers: list[tuple[bytes, bytes]], policy: Policy | None) -> list[tu
     return [*headers, *((b"vary", name) for name in sorted(named.difference(own)))]
 
 
-def url_base(scheme: str, host: str, path: str) -> str:
+@lru_cache(maxsize=1024)
+def url_base(scheme: str, host: bytes, path: bytes) -> str:
     """A URL without its query, each part with its length: no host can be sent that makes one URL look like another."""
-    return f"{len(scheme)},{len(host)},{len(path)}:{scheme}://{host}{path}"
+    there = host.decode("latin-1").lower()
+    return f"{len(scheme)},{len(there)},{len(path)}:{scheme}://{there}{path.decode('latin-1')}"
+
+
+@lru_cache(maxsize=1024)
+def plain_key(scheme: str, host: bytes, path: bytes) -> str:
+    """The `variant_key` of a URL without a query that is the whole key of its response: that of most hits."""
+    return variant_key(url_base(scheme, host, path), b"", (), PLAIN)
 
 
 def variant_key(base: str, query: bytes, headers: Headers, dims: Dimensions) -> str:
@@ -63,19 +78,15 @@ def variant_key(base: str, query: bytes, headers: Headers, dims: Dimensions) -> 
     """
     sent = sort_query(query, dims.query).decode("latin-1") if query else ""
     key = f"{len(sent)},{base}?{sent}"
-    if dims.vary or dims.cookies or dims.query is not None:
-        key += _variant(headers, dims)
-    elif dims.cookies is not None:
-        key += NO_COOKIES
-    return shortened(key)
+    return shortened(key if dims.plain else key + _variant(headers, dims))
 
 
 def shortened(key: str) -> str:
-    """`key`, or its hash where it is long or not plain text."""
+    """`key`, or its hash where it is long."""
     if len(key) <= MAX_PLAIN_KEY and key.isascii():
         return key
-    encoded = key.encode("utf-8", "surrogatepass")
-    if len(encoded) <= MAX_PLAIN_KEY and not any("\ud800" <= char <= "\udfff" for char in key):
+    encoded = key.encode()  # of bytes read as latin-1: no surrogates
+    if len(encoded) <= MAX_PLAIN_KEY:
         return key
     return "#" + blake2b(encoded, digest_size=32).hexdigest()
 
@@ -95,7 +106,7 @@ def _variant(headers: Headers, dims: Dimensions) -> str:
     for name, values in lines.items():
         parts.append(f"h{_framed(name.decode('latin-1'))}")
         parts.extend(_framed(value.decode("latin-1")) for value in values)
-    if dims.cookies is not None:
+    if dims.cookies:
         parts.append(f"c{len(dims.cookies)};")
         for cookie, sent in cookie_values(cookie_lines, dims.cookies):
             parts.append(_framed(cookie) + ("-" if sent is None else _framed(sent)))

@@ -7,26 +7,26 @@ from benchmarks.report import Report, Table, Target, duration, step
 from benchmarks.rounds import Series
 from benchmarks.subjects import Run
 
-LIBRARIES = ("asynctag", "cashews")
+LIBRARIES = {"asynctag": 1_000_000, "cashews": 10_000}
+"""With the most dependents that each can be filled with in a sensible time."""
 
 
 def run(run: Run) -> Report:
     report = Report("invalidate", "Invalidating one tag")
-    sizes = {1: 41, 1_000: 15, 100_000: 5} if not run.quick else {1: 11, 1_000: 5, 10_000: 3}
+    sizes = {1: 41, 1_000: 15, 10_000: 5, 100_000: 5} if not run.quick else {1: 11, 1_000: 5, 10_000: 3}
     found: dict[str, Series] = {name: {} for name in LIBRARIES}
     for dependents, rounds in sizes.items():
         step(f"invalidate: {dependents:,} dependents")
-        for number in range(rounds):
-            for name in LIBRARIES:
-                if number and name != "asynctag" and dependents > 10_000:
-                    continue  # a minute a round, for a figure that leaves no doubt
-                took = run.worker(name).ask("invalidation", dependents=dependents)
-                found[name].setdefault(f"{dependents:,}", []).append(took)
+        for _ in range(rounds):
+            for name, most in LIBRARIES.items():
+                if dependents <= most:
+                    took = run.worker(name).ask("invalidation", dependents=dependents)
+                    found[name].setdefault(f"{dependents:,}", []).append(took)
     columns = [f"{dependents:,}" for dependents in sizes]
     report.tables.append(
         Table(
             ["time of an invalidation, by dependents", *columns],
-            [[name, *(duration(median(found[name][column])) for column in columns)] for name in LIBRARIES],
+            [[name, *(time_of(found[name].get(column)) for column in columns)] for name in LIBRARIES],
         )
     )
     ours = {column: median(times) for column, times in found["asynctag"].items()}
@@ -44,6 +44,7 @@ def run(run: Run) -> Report:
                     [
                         Bar(name, time := median(found[name][column]), duration(time), name == "asynctag")
                         for name in LIBRARIES
+                        if column in found[name]
                     ],
                 )
                 for column in columns
@@ -51,4 +52,12 @@ def run(run: Run) -> Report:
             log=True,
         )
     )
+    report.notes.append(
+        "cashews copies a tag's set of keys on every store that adds to it, so that 100,000 dependents would take it hours "
+        "to come by: not measured."
+    )
     return report
+
+
+def time_of(times: list[float] | None) -> str:
+    return duration(median(times)) if times else "–"

@@ -43,13 +43,10 @@ class Background:
         """Whether the cache is open in the event loop that runs here."""
         return bool(self._groups) and current_token().native_token in self._groups
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
-        """Run `work()`, which must not raise; False where the cache is not open here."""
-        if not self._groups:
-            return False
-        opened = self._groups.get(current_token().native_token)
-        if opened is None:
-            return False
-        group, context = opened
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run `work()`, which must not raise, in this event loop, where the cache is open.
+
+        It takes its first step also where the cache is closed meanwhile: anyio sees to that.
+        """
+        group, context = self._groups[current_token().native_token]
         context.copy().run(lambda: group.start_soon(work))
-        return True

@@ -219,10 +219,16 @@ class Filler:
         A number is taken from the journal first: with its newer stamp, the result is not replaced by
         that of a computation which began before.
         """
-        await self.backend.invalidate([NOBODYS])
+        numbered = True
+        try:
+            await self.backend.invalidate([NOBODYS])
+        except BackendError as error:
+            logger.warning("the backend cannot be written (%s): %s is computed and not stored", error, job.name)
+            numbered = False
         flight = self.flights.lead_unless_open(job.key, self.backend.clock())
         try:
-            return await self.compute(job, await self.read(job.key), flight, live_scope())
+            reading = await self.read(job.key) if numbered else None
+            return await self.compute(job, reading, flight, live_scope())
         finally:
             if flight is not None:
                 self.flights.land(flight, Fate.CANCELLED)
@@ -283,7 +289,8 @@ class Filler:
         if flight is None:
             return True
         renew = partial(self._renew_now, job) if job.renew is None else job.renew
-        return self.background.start(partial(renew, flight))
+        self.background.start(partial(renew, flight))
+        return True
 
     async def _renew_now(self, job: Job, flight: Flight) -> None:
         try:

@@ -14,6 +14,7 @@ from asynctag import (
     Cause,
     ConfigurationError,
     Hit,
+    InvalidationError,
     InvalidKeyError,
     InvalidTagError,
     LifecycleError,
@@ -23,6 +24,7 @@ from asynctag import (
     add_tags,
 )
 from asynctag.backends.memory import MemoryBackend
+from asynctag.http import RequestCache
 from asynctag.testing import FakeClock, assert_hit, assert_miss, assert_tags
 
 pytestmark = pytest.mark.anyio
@@ -647,3 +649,46 @@ async def test_nothing_is_logged_in_the_ordinary_course(cache: Cache, caplog: py
         await cache.delete("k")
         await cache.clear()
     assert not caplog.records
+
+
+# --- renewals at the end of the program ------------------------------------------------------------------
+
+
+async def test_a_cache_that_is_closed_before_a_renewal_began_leaves_no_flight(cache: Cache, clock: FakeClock) -> None:
+    """A task that is cancelled before its first step never lands its flight by itself: who came later would wait."""
+    compute = Counter()
+    options: Any = {"ttl": 10, "stale_while_revalidate": 60}
+    async with cache:
+        await cache.get_or_set("k", compute, **options)
+        clock.advance(11)
+        assert await cache.get_or_set("k", compute, **options) == 1  # stale; its renewal has not begun
+    assert cache._filling().flights._open == {}
+    with anyio.fail_after(5):
+        assert await cache.get_or_set("k", compute, **options) == 2
+
+
+async def test_what_a_request_computes_is_renewed_while_it_is_there(cache: Cache, clock: FakeClock) -> None:
+    """What `RequestCache.get_or_set` computes may need the request's session, which is gone afterwards."""
+    cache = Cache(cache._filling().backend, default_ttl=10, stale_while_revalidate=60)
+    request, compute = RequestCache(cache, None), Counter()
+    async with cache:
+        assert await request.get_or_set("k", compute) == 1
+        clock.advance(11)
+        assert await request.get_or_set("k", compute) == 2
+
+
+async def test_a_refresh_without_a_backend_computes() -> None:
+    """Reads fail open, and what `refresh` reads is no exception."""
+
+    class Down(MemoryBackend):
+        async def invalidate(self, tags: Any, *, soft: bool = False) -> None:
+            raise InvalidationError("no answer")
+
+    cache = Cache(Down(), default_ttl=60)
+
+    @cache.cached(name="f")
+    async def f() -> int:
+        return 1
+
+    assert await f.refresh() == 1
+    await assert_miss(f)

@@ -61,8 +61,10 @@ class RequestCache:
         tags: Iterable[str] = (),
         returns: Any = NOT_GIVEN,
     ) -> T:
-        """As `Cache.get_or_set`."""
-        return await self.cache.get_or_set(key, compute, ttl=ttl, tags=tags, returns=returns)
+        """As `Cache.get_or_set`. What is stale is renewed here and now: `compute` may need this request's session."""
+        job = self.cache._job(key, tags, returns, self.cache._expiry(ttl=ttl), compute)
+        value: T = await self.cache._obtain(job._replace(in_background=False))
+        return value
 
 
 def cache_of(connection: HTTPConnection) -> RequestCache:

@@ -53,8 +53,8 @@ def run(run: Run) -> Report:
         )
     )
     report.notes.append(
-        "cashews copies a tag's set of keys on every store that adds to it, so that 100,000 dependents would take it hours "
-        "to come by: not measured."
+        "cashews copies a tag's set of keys on every store and removal that touches it: storing and invalidating "
+        "100,000 dependents was not done after nine minutes, and is left out."
     )
     return report
 

@@ -270,12 +270,9 @@ class World:
         background: Any = cache._background
         start = background.start
 
-        def started(work: Callable[..., Any], *args: object) -> bool:
-            process, body = self.execution.adopt("renewal", lambda: work(*args))
-            if start(body):
-                return True
-            self.execution.processes.remove(process)
-            return False
+        def started(work: Callable[[], Any]) -> None:
+            _, body = self.execution.adopt("renewal", work)
+            start(body)
 
         background.start = started
 

@@ -14,12 +14,12 @@ from asynctag.expiry import Expiry
 from asynctag.fill import MISSING, Filler, Job, load
 from asynctag.flight import Fate, Flight
 from asynctag.http.asgi import AsgiScope, Message, Receive, Send
-from asynctag.http.guards import effective_route
+from asynctag.http.guards import effective_route, is_part_of
 from asynctag.http.headers import Forward, parse_age
 from asynctag.http.outgoing import Outgoing
 from asynctag.http.rules import Policy, RequestFacts, Storable, may_serve, why_bypass
 from asynctag.http.stored import RESPONSES, StoredResponse, field, make_stored
-from asynctag.http.variants import PLAIN, Dimensions, dimensions, plain_key, shortened, url_base, variant_key
+from asynctag.http.variants import Dimensions, dimensions, shortened, url_base, url_path, variant_key
 from asynctag.names import KEY
 from asynctag.scope import Scope, current_scope, live_scope
 
@@ -44,9 +44,7 @@ class Address:
         self.headers: list[tuple[bytes, bytes]] = asgi["headers"]
         self._scheme: str = asgi.get("scheme", "http")
         self._query: bytes = asgi.get("query_string", b"")
-        # As it was sent: two spellings of a path may mean two things to the application.
-        path: bytes = asgi.get("raw_path") or asgi["path"].encode("utf-8", "surrogatepass")
-        self.path = path.partition(b"?")[0] if b"?" in path else path
+        self.path = url_path(asgi.get("raw_path"), asgi["path"], asgi.get("root_path", ""))
         self._host = b""
         for name, value in self.headers:
             if name == b"host":
@@ -58,8 +56,6 @@ class Address:
         return f"{self.namespace}|{KEY}|http record {shortened(url_base(self._scheme, self._host, self.path))}"
 
     def response_key(self, dims: Dimensions) -> str:
-        if dims is PLAIN and not self._query:
-            return f"{self.namespace}|{KEY}|http {plain_key(self._scheme, self._host, self.path)}"
         base = url_base(self._scheme, self._host, self.path)
         return f"{self.namespace}|{KEY}|http {variant_key(base, self._query, self.headers, dims)}"
 
@@ -99,6 +95,8 @@ class Exchange:
         self.filler = filler
         self.asgi = asgi
         self._origin = dict(asgi)  # as it came: routing writes into the scope
+        #: Where the routing has written what it found: a middleware in between may have copied the scope.
+        self.routed = asgi
         self._receive = receive
         self.facts = facts
         self.address = address
@@ -125,6 +123,8 @@ class Exchange:
         self._key: str | None = None
         self._flight: Flight | None = None
         self._entered = False  # the endpoint was reached: whatever guards the route has let the request in
+        self._by_router = False  # the policy is a router's: it speaks for the endpoint, not for what stands before
+        self._over = False
         self._gone = False  # the client went away
 
     # --- looking up ----------------------------------------------------------------------------------
@@ -205,8 +205,9 @@ class Exchange:
 
     # --- what a route says -----------------------------------------------------------------------------
 
-    def declare(self, policy: Policy, tags: Iterable[str] = ()) -> None:
+    def declare(self, policy: Policy, tags: Iterable[str] = (), *, by_router: bool = False) -> None:
         """A policy, and tags as they stand in the backend. The policy that is said last counts."""
+        self._by_router = by_router
         if policy.ttl is None:
             policy = replace(policy, ttl=self.cache._default_ttl)
         elif policy.ttl > self.cache.max_ttl:
@@ -216,12 +217,24 @@ class Exchange:
         self.policy = policy
         self.check_guards()
         self.scope.gather(set(tags), self.scope.backend)
-        self.bypass = why_bypass(self.facts, vary=policy.vary_fields, cookies=policy.cookies)
+        self.bypass = why_bypass(self.facts, vary=policy.vary_fields, cookies=policy.cookies) or self._unkeyed(policy)
+
+    def _unkeyed(self, policy: Policy) -> str | None:
+        """What the request carries that the endpoint's arguments are made of, and the key does not hold."""
+        inputs = self.middleware.inputs_of(effective_route(self.routed))
+        if inputs.cookies is None or (self.facts.cookie and inputs.cookies.difference(policy.cookies or ())):
+            return "cookie" if b"cookie" not in policy.vary_fields else None
+        if inputs.headers:
+            for name, _ in self.address.headers:
+                text = name.decode("latin-1")
+                if text in inputs.headers and text not in policy.vary:
+                    return f"header {text}"
+        return None
 
     def check_guards(self) -> None:
         """Raise where a public policy stands over a guarded route, as soon as the request is routed to it."""
         if self.policy is not None and self.policy.public:
-            self.middleware.check_public(effective_route(self.asgi), self.policy)
+            self.middleware.check_public(effective_route(self.routed), self.policy)
 
     def refuse(self, why: str, error: Exception) -> None:
         """Leave this request to the application, and its response out of the cache."""
@@ -232,7 +245,16 @@ class Exchange:
     async def enter(self) -> Stored | None:
         """From the endpoint of a route, its policy declared: the stored response, where there is one to serve."""
         self._entered = True
-        return await self.find_declared()
+        return None if self._over else await self.find_declared()
+
+    def is_for(self, endpoint: object) -> bool:
+        """Whether `endpoint` answers this request: not one that another calls as a function, nor after the end."""
+        return not (self._entered or self._over) and is_part_of(self.routed.get("endpoint"), endpoint)
+
+    @property
+    def unguarded(self) -> str | None:
+        """Why what was answered is not the endpoint's: a router's policy says nothing of a guard's own answer."""
+        return "guard" if self._by_router and not self._entered else None
 
     async def find_declared(self) -> Stored | None:
         """A stored response by the policy that was declared."""
@@ -272,6 +294,7 @@ class Exchange:
 
     def end(self) -> None:
         """Nothing more comes of this request: who still waits for it goes on, and what was gathered goes up."""
+        self._over = True
         self.land(Fate.CANCELLED)
         self.scope.hand_up()
 

@@ -8,9 +8,12 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, cast, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Union, cast, get_args, get_origin
 
 _Where = tuple[str, ...]
+
+#: The methods of a class-based endpoint that a cached response may come from.
+_METHODS = ("get", "head")
 
 
 class _UnreadableError(Exception):
@@ -63,6 +66,63 @@ def why_not_public(route: object, *, vary: Collection[str], cookies: Collection[
     except _UnreadableError as error:
         return f"its dependencies cannot be read ({error})"
     return None
+
+
+class Inputs(NamedTuple):
+    """The request headers (lower-case) and cookies that an endpoint's own parameters are made of.
+
+    `None` where they cannot be read: then any header may be one.
+    """
+
+    headers: frozenset[str] | None = frozenset()
+    cookies: frozenset[str] | None = frozenset()
+
+
+def inputs_of(route: object) -> Inputs:
+    """What of a request, besides its URL, FastAPI makes the arguments of the route's endpoint of.
+
+    Dependencies without a name (`dependencies=[...]`) guard: what they return reaches nobody. Those
+    that are parameters, and theirs in turn, are inputs: a key that does not hold what they read is
+    the wrong one.
+    """
+    missing = object()
+    dependant = getattr(route, "dependant", missing)
+    if dependant is missing:
+        return Inputs()
+    headers: set[str] = set()
+    cookies: set[str] = set()
+    try:
+        waiting = [dependant]
+        while waiting:
+            current = waiting.pop()
+            headers.update(name.lower() for name in _parameter_names(current, "header_params"))
+            cookies.update(_parameter_names(current, "cookie_params"))
+            for part in _unwrapped(_attribute(current, "call")):
+                model = getattr(part, "model", None) if _is_scheme(part) else None
+                place, name = getattr(getattr(model, "in_", None), "value", None), getattr(model, "name", None)
+                if place == "header":
+                    headers.add(str(name).lower())
+                elif place == "cookie":
+                    cookies.add(str(name))
+            waiting.extend(one for one in _items(current, "dependencies") if _attribute(one, "name") is not None)
+    except _UnreadableError:
+        return Inputs(None, None)
+    return Inputs(frozenset(headers), frozenset(cookies))
+
+
+def is_part_of(endpoint: object, function: object) -> bool:
+    """Whether a framework that calls `endpoint` calls `function`: which it wraps, binds, or has as a method."""
+    try:
+        for part in _unwrapped(endpoint):
+            if part is function or getattr(part, "__func__", None) is function:
+                return True
+            if isinstance(part, type) and any(
+                vars(base).get(name) is function for base in part.__mro__ for name in _METHODS
+            ):
+                return True
+    except _UnreadableError:
+        pass
+    return False
 
 
 def _tree(dependant: object) -> Iterator[tuple[object, _Where]]:

@@ -13,17 +13,20 @@ from asynctag.errors import ConfigurationError
 from asynctag.flight import Fate, Flight
 from asynctag.http.asgi import AsgiApp, AsgiScope, Message, Receive, Send
 from asynctag.http.exchange import DIMENSIONS, Address, Exchange, Stored, current_exchange
-from asynctag.http.guards import why_not_public
+from asynctag.http.guards import Inputs, inputs_of, why_not_public
 from asynctag.http.headers import cache_status, is_field_name
 from asynctag.http.request import SCOPE_KEY, RequestCache
 from asynctag.http.routes import policy_of, routes_of
-from asynctag.http.rules import Policy, RequestFacts, Store, read_request, why_bypass
+from asynctag.http.rules import DECISIVE, PLAIN_GET, Policy, RequestFacts, Store, read_request, why_bypass
 from asynctag.http.stored import RESPONSES, StoredResponse
-from asynctag.http.variants import PLAIN, Dimensions
-from asynctag.names import user_tags
+from asynctag.http.variants import PLAIN, Dimensions, plain_key
+from asynctag.names import KEY, user_tags
 from asynctag.scope import current_scope
 
 logger = logging.getLogger("asynctag")
+
+#: For how many URLs the headers of their hits are kept as they go out.
+MAX_RENDERED = 1024
 
 #: What goes out of a response's tags at most, in bytes: many proxies take 8 KB of headers.
 MAX_EXPOSED = 4000
@@ -75,9 +78,13 @@ class CacheMiddleware:
         self.max_body = max_body
         self.name = name
         self._token = cache_status(name=name)
+        self._prefix = f"{cache.namespace}|{KEY}|http "
+        #: The headers of hits as they go out within one second: by key, the entry, the second, and the headers.
+        self._rendered: dict[str, tuple[Entry, int, list[tuple[bytes, bytes]]]] = {}
         self._policy = policy
         self._exposed_as = expose_tags.lower().encode() if expose_tags is not None else None
         self._warned = False
+        self._inputs: dict[int, tuple[object, Inputs]] = {}
         self._public: dict[int, tuple[object, Policy]] = {}  # routes that were found to stand behind no guard
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
@@ -86,14 +93,17 @@ class CacheMiddleware:
         if around is not None and around.cache is self.cache:
             await self.app(scope, receive, send)  # within an application that has this middleware already
         elif kind == "http" and scope["method"] in ("GET", "HEAD"):
-            facts = read_request(scope["method"], scope["headers"])
-            address = Address(scope, self.cache.namespace)
-            messages = self._hit(facts, address)
+            messages = self._ready(scope)
             if messages is None:
-                await self._forward(scope, receive, send, facts, address)
-                return
-            for message in messages:
-                await send(message)
+                facts = read_request(scope["method"], scope["headers"])
+                address = Address(scope, self.cache.namespace)
+                messages = self._hit(facts, address)
+                if messages is None:
+                    await self._forward(scope, receive, send, facts, address)
+                    return
+            start, body = messages
+            await send(start)
+            await send(body)
         elif kind == "lifespan":
             await self._lifespan(scope, receive, send)
         else:
@@ -104,9 +114,49 @@ class CacheMiddleware:
             finally:
                 current_exchange.reset(token)
 
+    def _ready(self, asgi: AsgiScope) -> tuple[Message, Message] | None:
+        """The hit of a request that says nothing for a cache to decide by, on a URL that is the whole key.
+
+        What `_hit` finds too, in a third of the time: most hits are such.
+        """
+        host = b""
+        for name, value in asgi["headers"]:
+            if name in DECISIVE:
+                return None
+            if name == b"host":
+                host = value
+        if asgi["method"] != "GET" or self._policy is not None:
+            return None
+        scheme, root, query = asgi.get("scheme", "http"), asgi.get("root_path", ""), asgi.get("query_string", b"")
+        key = plain_key(self._prefix, scheme, host, asgi.get("raw_path"), asgi["path"], root, query)
+        entry = self.cache._peek(key)
+        if entry is None or entry.codec is not RESPONSES:
+            return None
+        response: StoredResponse = entry.body if entry.thaw is None else entry.load()
+        if not response.public:
+            return None
+        around = current_scope.get()
+        if around is not None:  # a cached computation calls the application
+            around.absorb(entry, self.cache._filling().backend)
+        second = int(time.time())
+        known = self._rendered.get(key)
+        if known is not None and known[0] is entry and known[1] == second:
+            headers = known[2]
+        else:
+            start, _ = self.answer(response, entry, PLAIN_GET, stale=False)
+            headers = start["headers"]
+            if len(self._rendered) >= MAX_RENDERED:
+                self._rendered.clear()
+            self._rendered[key] = entry, second, headers
+        return (
+            # A list of its own: what stands around this middleware may add to it.
+            {"type": "http.response.start", "status": response.status, "headers": headers.copy()},
+            {"type": "http.response.body", "body": response.body, "more_body": False},
+        )
+
     def _hit(self, facts: RequestFacts, address: Address) -> tuple[Message, Message] | None:
         """A hit that can be told at once, without waiting."""
-        if facts.cache_control is not None:
+        if facts.cache_control is not None or self._policy is not None:
             return None
         peek = self.cache._peek
         dims, entry = PLAIN, None
@@ -148,7 +198,10 @@ class CacheMiddleware:
     async def _before_routing(self, exchange: Exchange) -> Stored | None:
         """A stored response that may be served before the application sees the request."""
         dims = exchange.dims
-        if self._policy is not None and (policy := self._policy(HTTPConnection(exchange.asgi))) is not None:
+        if self._policy is not None:
+            policy = self._policy(HTTPConnection(exchange.asgi))
+            if policy is None:  # not this one, whatever is stored; its route may say otherwise
+                return None
             exchange.declare(policy if policy.public else _not_public(policy))
             stored = await exchange.find_declared()
         elif dims is not None and _answers(dims, exchange.facts):
@@ -218,6 +271,15 @@ class CacheMiddleware:
             logger.warning("the renewal of %s failed", address.path, exc_info=True)
         finally:
             self.cache._filling().flights.land(flight, Fate.CANCELLED)
+
+    def inputs_of(self, route: object | None) -> Inputs:
+        """What `route` makes its endpoint's arguments of, read once."""
+        if route is None:
+            return Inputs()
+        known = self._inputs.get(id(route))
+        if known is None or known[0] is not route:
+            known = self._inputs[id(route)] = route, inputs_of(route)
+        return known[1]
 
     def check_public(self, route: object | None, policy: Policy) -> None:
         """Raise where hits before routing would pass by a guard of `route`."""

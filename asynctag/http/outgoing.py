@@ -25,6 +25,7 @@ class Phase(Enum):
     EXPECTED = "the application has sent nothing of it"
     HELD = "its start is held until the first of the body is there"
     SENT = "its start is out"
+    DONE = "all of it is out"
     REPLACED = "another answer took its place"
 
 
@@ -44,9 +45,10 @@ class Outgoing:
         kind = message["type"]
         if self._phase is Phase.REPLACED:
             return
-        if self._exchange.replying or (self._phase is Phase.EXPECTED and kind != "http.response.start"):
-            await self._send(message)  # of a hit, or what comes before a response
-        elif kind == "http.response.start":
+        begins = kind == "http.response.start" and self._phase is Phase.EXPECTED
+        if self._exchange.replying or self._phase is Phase.DONE or (self._phase is Phase.EXPECTED and not begins):
+            await self._send(message)  # of a hit, before a response or after it: for the server to take or refuse
+        elif begins:
             await self._begin(message)
         elif kind == "http.response.body":
             await self._continue(message.get("body", b""), message.get("more_body", False))
@@ -78,6 +80,7 @@ class Outgoing:
         verdict = self._verdict(status, headers)
         if isinstance(verdict, str):
             self._stop_recording(verdict)
+            await self._send_start(stored=False)
             return
         self._recording = _Recording(verdict, exchange.middleware.max_body)
         if field(headers, b"cache-control") is None:
@@ -89,8 +92,8 @@ class Outgoing:
         exchange = self._exchange
         if exchange.filler is None:
             return "disabled"
-        if exchange.bypass is not None:
-            return exchange.bypass
+        if why := exchange.bypass or exchange.unguarded:
+            return why
         verdict = storable(
             exchange.facts, status, headers, exchange.policy, store=exchange.middleware.store, now=time.time()
         )
@@ -106,9 +109,12 @@ class Outgoing:
         if not more:
             self._exchange.scope.closed = True  # what is cached or tagged from here on is not part of the response
         if more or recording is None:
+            self._exchange.give_up()  # nobody waits for a client that may be slow to take a long body
             await self._send_start(stored=False)  # of a body that is still to come, it is not known yet
         else:
             chunk = await self._store(recording, chunk)
+        if not more:
+            self._phase = Phase.DONE
         await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
     async def _store(self, recording: "_Recording", chunk: bytes) -> bytes:

@@ -120,7 +120,7 @@ def make_policy(
 
 def endpoint_with(endpoint: Callable[..., Any], policy: Policy, tags_of: TagsOf) -> Any:
     """The endpoint, with its hits served in its place. Async, whatever the endpoint is: a hit needs no thread."""
-    is_async = is_async_callable(endpoint)
+    is_async = is_async_callable(endpoint) or is_async_callable(inspect.unwrap(endpoint))
     names = tuple(inspect.signature(endpoint).parameters)
 
     @wraps(endpoint)
@@ -128,16 +128,17 @@ def endpoint_with(endpoint: Callable[..., Any], policy: Policy, tags_of: TagsOf)
         exchange = current_exchange.get()
         if exchange is None:
             raise ConfigurationError(
-                f"{endpoint.__qualname__} is cached by cache_response, and there is no CacheMiddleware around the "
-                f"application: app.add_middleware(CacheMiddleware, cache=cache)"
+                f"{endpoint!r} is cached by cache_response, and there is no CacheMiddleware around the application: "
+                f"app.add_middleware(CacheMiddleware, cache=cache)"
             )
-        if exchange:
+        if exchange and exchange.is_for(cached_endpoint):
             reply = await reply_from(exchange, policy, tags_of, _values(names, args, kwargs))
             if reply is not None:
                 return reply
-        if is_async:
-            return await endpoint(*args, **kwargs)
-        return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs))
+        if not is_async:
+            return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs))
+        result = endpoint(*args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
 
     setattr(cached_endpoint, _MARK, policy)
     return cached_endpoint

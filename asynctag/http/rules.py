@@ -50,7 +50,8 @@ class RequestFacts:
         return self.cache_control is not None and self.cache_control.only_if_cached
 
 
-_READ = frozenset(
+#: The headers of a request that a cache decides by.
+DECISIVE = frozenset(
     {
         b"authorization",
         b"cache-control",
@@ -69,11 +70,15 @@ _READ = frozenset(
 _BARE = {method: RequestFacts(method) for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 
 
+#: A `GET` that says nothing for a cache to decide by.
+PLAIN_GET = _BARE["GET"]
+
+
 def read_request(method: str, headers: Headers) -> RequestFacts:
     """Gather the facts. Most requests have no header that matters here, and share one object."""
     found: dict[bytes, bytes] | None = None
     for name, value in headers:
-        if name in _READ:
+        if name in DECISIVE:
             if found is None:
                 found = {name: value}
             elif name in found:
@@ -349,7 +354,7 @@ def _why_response_is_private(
         return "vary-*"
     if b"authorization" in vary and b"authorization" not in held:
         return "vary-authorization"
-    if b"cookie" in vary and b"cookie" not in held and cookies is None:
+    if b"cookie" in vary and b"cookie" not in held:  # what the response says of itself is not overruled by cookies=
         return "vary-cookie"
     return None
 

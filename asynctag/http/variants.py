@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
+from urllib.parse import unquote_to_bytes
 
 from asynctag.http.headers import cookie_values, parse_vary, sort_query
 from asynctag.http.rules import Headers, Policy
@@ -58,6 +59,20 @@ def varied(headers: list[tuple[bytes, bytes]], policy: Policy | None) -> list[tu
 
 
 @lru_cache(maxsize=1024)
+def url_path(raw: bytes | None, path: str, root: str) -> bytes:
+    """The path of a URL for its key: as it was sent, since two spellings may mean two things to the application.
+
+    With the path that it is routed by, and the root that its links are made with, where something on
+    the way has changed those: for a tenant, a language.
+    """
+    decoded = path.encode("utf-8", "surrogatepass")
+    sent = decoded if raw is None else raw.partition(b"?")[0]
+    if root or unquote_to_bytes(sent) != decoded:
+        return b"\0".join((sent, decoded, root.encode("utf-8", "surrogatepass")))
+    return sent
+
+
+@lru_cache(maxsize=1024)
 def url_base(scheme: str, host: bytes, path: bytes) -> str:
     """A URL without its query, each part with its length: no host can be sent that makes one URL look like another."""
     there = host.decode("latin-1").lower()
@@ -65,9 +80,9 @@ def url_base(scheme: str, host: bytes, path: bytes) -> str:
 
 
 @lru_cache(maxsize=1024)
-def plain_key(scheme: str, host: bytes, path: bytes) -> str:
-    """The `variant_key` of a URL without a query that is the whole key of its response: that of most hits."""
-    return variant_key(url_base(scheme, host, path), b"", (), PLAIN)
+def plain_key(prefix: str, scheme: str, host: bytes, raw: bytes | None, path: str, root: str, query: bytes) -> str:
+    """`prefix` and the `variant_key` of a URL that is the whole key of its response: that of most hits."""
+    return prefix + variant_key(url_base(scheme, host, url_path(raw, path, root)), query, (), PLAIN)
 
 
 def variant_key(base: str, query: bytes, headers: Headers, dims: Dimensions) -> str:

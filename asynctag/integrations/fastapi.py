@@ -103,6 +103,7 @@ def _declare(connection: HTTPConnection, policy: Policy, tags: tuple[str, ...]) 
     exchange = current_exchange.get()
     if not exchange:
         return
+    exchange.routed = connection.scope
     names = {tag_name(exchange.cache.namespace, one) for one in tags}
     dependant = getattr(effective_route(connection.scope), "dependant", None)
     endpoint = getattr(dependant, "call", None)
@@ -111,23 +112,27 @@ def _declare(connection: HTTPConnection, policy: Policy, tags: tuple[str, ...]) 
         return
     if dependant is not None and callable(endpoint) and not hasattr(endpoint, _SERVING):
         dependant.call = _serving(endpoint)
-    exchange.declare(policy, names)
+    exchange.declare(policy, names, by_router=True)
 
 
 def _serving(endpoint: Callable[..., Any]) -> Any:
     """The endpoint, with hits by the router's policy in its place, once all the route's dependencies have run.
 
     FastAPI reads the callable of a route's dependant for each request, and whether it is async only
-    once: the replacement is of the same kind.
+    once, of what it wraps too: the replacement is of the same kind.
     """
-    if inspect.isasyncgenfunction(inspect.unwrap(endpoint)) or inspect.isgeneratorfunction(inspect.unwrap(endpoint)):
-        return endpoint  # what it yields is stored as it streams by, and served only with public=True
+    whole = inspect.unwrap(endpoint)
+    if inspect.isasyncgenfunction(whole) or inspect.isgeneratorfunction(whole):
+        return endpoint  # what it yields is not stored: nothing tells here that it was reached
 
     @wraps(endpoint)
     async def async_endpoint(**values: Any) -> Any:
         exchange = current_exchange.get()
         reply = await stored_reply(exchange) if exchange else None
-        return await endpoint(**values) if reply is None else reply
+        if reply is not None:
+            return reply
+        result = endpoint(**values)
+        return await result if inspect.isawaitable(result) else result
 
     @wraps(endpoint)
     def sync_endpoint(**values: Any) -> Any:
@@ -135,6 +140,6 @@ def _serving(endpoint: Callable[..., Any]) -> Any:
         reply = anyio.from_thread.run(stored_reply, exchange) if exchange else None
         return endpoint(**values) if reply is None else reply
 
-    serving: Any = async_endpoint if is_async_callable(endpoint) else sync_endpoint
+    serving: Any = async_endpoint if is_async_callable(endpoint) or is_async_callable(whole) else sync_endpoint
     setattr(serving, _SERVING, True)
     return serving

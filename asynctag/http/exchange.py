@@ -45,11 +45,8 @@ class Address:
         self._scheme: str = asgi.get("scheme", "http")
         self._query: bytes = asgi.get("query_string", b"")
         self.path = url_path(asgi.get("raw_path"), asgi["path"], asgi.get("root_path", ""))
-        self._host = b""
-        for name, value in self.headers:
-            if name == b"host":
-                self._host = value
-                break
+        # All that were sent: of several, another server or the application may take another.
+        self._host = b",".join([value for name, value in self.headers if name == b"host"])
 
     def record_key(self) -> str:
         """Under which the URL's first record is kept: what tells its responses apart. They carry it as a tag."""
@@ -94,7 +91,9 @@ class Exchange:
         self.cache = middleware.cache
         self.filler = filler
         self.asgi = asgi
-        self._origin = dict(asgi)  # as it came: routing writes into the scope
+        self._origin = dict(asgi)  # as it came: routing writes into the scope, and the application into its state
+        if "state" in asgi:
+            self._origin["state"] = dict(asgi["state"])
         #: Where the routing has written what it found: a middleware in between may have copied the scope.
         self.routed = asgi
         self._receive = receive
@@ -112,7 +111,7 @@ class Exchange:
         #: Whether a hit is on its way: what the application sends goes out as it is.
         self.replying = False
         self.scope = Scope(
-            f"the response to {facts.method} {address.path.decode('latin-1')}",
+            f"the response to {facts.method} {asgi['path']}",
             filler.backend if filler is not None else None,
             self.cache.namespace,
             live_scope(),  # where a cached computation calls the application
@@ -135,6 +134,9 @@ class Exchange:
         Concurrent requests for the same response wait here for the first.
         """
         filler = self.filler
+        if self.facts.cache_control is not None and self.facts.cache_control.no_cache:
+            self.forward = "request"
+            return None
         # What is found and not served is no part of the response that takes its place.
         looking = Scope(self.scope.name, self.scope.backend, self.cache.namespace, self.scope.parent)
         looking.renewing = self.scope.renewing
@@ -192,8 +194,15 @@ class Exchange:
             self._flight = None
             self.scope.flights = ()
 
-    def give_up(self) -> None:
-        """The response will not be stored: nobody need wait for what cannot be theirs."""
+    def give_up(self, why: str) -> None:
+        """The response will not be stored: nobody need wait for what cannot be theirs.
+
+        A status may be this request's alone (a 304 to what it asked): one more of those who wait tries.
+        """
+        self.land(Fate.REFUSED if why == "status" else Fate.UNSHARED)
+
+    def let_go(self) -> None:
+        """Nobody waits for a client that may be slow to take a long body."""
         self.land(Fate.UNSHARED)
 
     def _job(self, key: str, expiry: Expiry) -> Job:
@@ -222,8 +231,14 @@ class Exchange:
     def _unkeyed(self, policy: Policy) -> str | None:
         """What the request carries that the endpoint's arguments are made of, and the key does not hold."""
         inputs = self.middleware.inputs_of(effective_route(self.routed))
-        if inputs.cookies is None or (self.facts.cookie and inputs.cookies.difference(policy.cookies or ())):
-            return "cookie" if b"cookie" not in policy.vary_fields else None
+        if inputs.headers is None or inputs.cookies is None:
+            return "unreadable parameters"
+        if (
+            self.facts.cookie
+            and b"cookie" not in policy.vary_fields
+            and inputs.cookies.difference(policy.cookies or ())
+        ):
+            return "cookie"
         if inputs.headers:
             for name, _ in self.address.headers:
                 text = name.decode("latin-1")
@@ -238,7 +253,7 @@ class Exchange:
 
     def refuse(self, why: str, error: Exception) -> None:
         """Leave this request to the application, and its response out of the cache."""
-        logger.info("%s is not cached: %s", self.scope.name, error)
+        logger.warning("%s is not cached: %s", self.scope.name, error)
         self.bypass = why
         self.scope.no_store = True
 
@@ -290,7 +305,7 @@ class Exchange:
         # Where the application accepts a HEAD, those that come next may be answered before routing.
         accepted = outgoing.succeeded or self.replying
         if self.facts.method == "HEAD" and accepted and self.dims is not None and not self.dims.head:
-            await self._keep_record(replace(self.dims, head=True))
+            await self._keep_record(replace(self.dims, head=True), head=True)
 
     def end(self) -> None:
         """Nothing more comes of this request: who still waits for it goes on, and what was gathered goes up."""
@@ -323,9 +338,12 @@ class Exchange:
             # Once one page of the URL is served before routing, the others are looked for there too.
             public = dims.public or known.public
             dims = replace(_widened(dims, known.vary), public=public, head=known.head)
-        if dims != known and not await self._keep_record(dims):
-            self.land(Fate.UNSHARED)
-            return False
+        if dims != known:
+            recorded = await self._keep_record(dims)
+            if recorded is None:
+                self.land(Fate.UNSHARED)
+                return False
+            dims = recorded
         key = self.address.response_key(dims)
         if key != self._key:
             self.land(Fate.UNSHARED)  # those who wait asked for something else
@@ -354,30 +372,36 @@ class Exchange:
         )
         return written.accepted
 
-    async def _keep_record(self, dims: Dimensions) -> bool:
+    async def _keep_record(self, dims: Dimensions, *, head: bool = False) -> Dimensions | None:
         """Keep what tells the URL's responses apart where any process finds it before routing.
 
-        Whether what was stored so far may stay. Under the URL alone, it is for some of its requests
-        only, once there is more that tells them apart; then nothing of before this moment is stored.
+        What is recorded meanwhile is kept too: gives all of it. `None` where what was stored so far
+        had to go, since it is for some of the URL's requests only, once more tells them apart; then
+        nothing that began before this moment is stored.
         """
         assert self.filler is not None
-        key, known = self.address.record_key(), self.dims
-        narrowed = known is not None and known.plain and not dims.plain
-        try:
-            if narrowed:
-                await self.filler.backend.invalidate([key])
-        except BackendError as error:
-            logger.warning("%s: what was stored of its URL could not be invalidated: %s", self.scope.name, error)
-            return False
+        key, backend = self.address.record_key(), self.filler.backend
         reading = await self.filler.read(key)
-        tags = (key, *self.cache._implicit)
-        expiry = Expiry(self.cache.max_ttl)
-        job = Job(key, key, tags, DIMENSIONS, expiry, self.cache.namespace, _computed_elsewhere)
-        scope = Scope(key, self.filler.backend, self.cache.namespace)
-        scope.tags.update(tags)
-        await self.filler.store(job, dims, reading, None, scope, self._started)
+        there = record_of(reading)
+        if there is not None:
+            dims = replace(_widened(dims, there.vary), public=dims.public or there.public, head=head or there.head)
+        narrowed = (there or self.dims or dims).plain and not dims.plain
+        if dims != there:
+            try:
+                if narrowed:
+                    await backend.invalidate([key])
+                    reading = await self.filler.read(key)
+            except BackendError as error:
+                logger.warning("%s: what was stored of its URL could not be invalidated: %s", self.scope.name, error)
+                return None
+            tags = (key, *self.cache._implicit)
+            expiry = Expiry(self.cache.max_ttl)
+            job = Job(key, key, tags, DIMENSIONS, expiry, self.cache.namespace, _computed_elsewhere)
+            scope = Scope(key, backend, self.cache.namespace)
+            scope.tags.update(tags)
+            await self.filler.store(job, dims, reading, None, scope, self._started)
         self.dims = dims
-        return not narrowed
+        return None if narrowed else dims
 
     async def stale_instead(self, error: Exception | None) -> tuple[Message, Message] | None:
         """A stored response to answer with instead of an error, within its `stale_if_error`.
@@ -394,6 +418,7 @@ class Exchange:
             return None
         logger.warning("%s failed: serving what was stored before", self.scope.name, exc_info=error)
         self.land(Fate.UNSHARED)
+        self.scope.absorb(reading.entry, self.scope.backend, stale=reading.stale)
         return self.middleware.answer(response, reading.entry, self.facts, stale=reading.stale)
 
 

@@ -116,6 +116,8 @@ def is_part_of(endpoint: object, function: object) -> bool:
         for part in _unwrapped(endpoint):
             if part is function or getattr(part, "__func__", None) is function:
                 return True
+            if getattr(type(part), "__call__", None) is function:  # noqa: B004 - the method, to compare
+                return True
             if isinstance(part, type) and any(
                 vars(base).get(name) is function for base in part.__mro__ for name in _METHODS
             ):

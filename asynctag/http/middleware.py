@@ -11,7 +11,7 @@ from asynctag.backends.base import Entry
 from asynctag.cache import Cache
 from asynctag.errors import ConfigurationError
 from asynctag.flight import Fate, Flight
-from asynctag.http.asgi import AsgiApp, AsgiScope, Message, Receive, Send
+from asynctag.http.asgi import AsgiApp, AsgiScope, Fields, Message, Receive, Send
 from asynctag.http.exchange import DIMENSIONS, Address, Exchange, Stored, current_exchange
 from asynctag.http.guards import Inputs, inputs_of, why_not_public
 from asynctag.http.headers import cache_status, is_field_name
@@ -19,7 +19,7 @@ from asynctag.http.request import SCOPE_KEY, RequestCache
 from asynctag.http.routes import policy_of, routes_of
 from asynctag.http.rules import DECISIVE, PLAIN_GET, Policy, RequestFacts, Store, read_request, why_bypass
 from asynctag.http.stored import RESPONSES, StoredResponse
-from asynctag.http.variants import PLAIN, Dimensions, plain_key
+from asynctag.http.variants import MAX_REMEMBERED, PLAIN, Dimensions, plain_key
 from asynctag.names import KEY, user_tags
 from asynctag.scope import current_scope
 
@@ -79,8 +79,8 @@ class CacheMiddleware:
         self.name = name
         self._token = cache_status(name=name)
         self._prefix = f"{cache.namespace}|{KEY}|http "
-        #: The headers of hits as they go out within one second: by key, the entry, the second, and the headers.
-        self._rendered: dict[str, tuple[Entry, int, list[tuple[bytes, bytes]]]] = {}
+        #: The headers of hits as they go out within one second: by key, those that are stored, the second, the result.
+        self._rendered: dict[str, tuple[Fields, int, list[tuple[bytes, bytes]]]] = {}
         self._policy = policy
         self._exposed_as = expose_tags.lower().encode() if expose_tags is not None else None
         self._warned = False
@@ -121,14 +121,15 @@ class CacheMiddleware:
         """
         host = b""
         for name, value in asgi["headers"]:
-            if name in DECISIVE:
+            if name in DECISIVE or (name == b"host" and host):
                 return None
             if name == b"host":
                 host = value
-        if asgi["method"] != "GET" or self._policy is not None:
+        raw, query = asgi.get("raw_path"), asgi.get("query_string", b"")
+        if raw is None or len(raw) + len(query) > MAX_REMEMBERED or asgi["method"] != "GET" or self._policy is not None:
             return None
-        scheme, root, query = asgi.get("scheme", "http"), asgi.get("root_path", ""), asgi.get("query_string", b"")
-        key = plain_key(self._prefix, scheme, host, asgi.get("raw_path"), asgi["path"], root, query)
+        scheme, root = asgi.get("scheme", "http"), asgi.get("root_path", "")
+        key = plain_key(self._prefix, scheme, host, raw, asgi["path"], root, query)
         entry = self.cache._peek(key)
         if entry is None or entry.codec is not RESPONSES:
             return None
@@ -140,14 +141,14 @@ class CacheMiddleware:
             around.absorb(entry, self.cache._filling().backend)
         second = int(time.time())
         known = self._rendered.get(key)
-        if known is not None and known[0] is entry and known[1] == second:
+        if known is not None and known[0] is response.headers and known[1] == second:
             headers = known[2]
         else:
             start, _ = self.answer(response, entry, PLAIN_GET, stale=False)
             headers = start["headers"]
             if len(self._rendered) >= MAX_RENDERED:
                 self._rendered.clear()
-            self._rendered[key] = entry, second, headers
+            self._rendered[key] = response.headers, second, headers
         return (
             # A list of its own: what stands around this middleware may add to it.
             {"type": "http.response.start", "status": response.status, "headers": headers.copy()},
@@ -198,6 +199,8 @@ class CacheMiddleware:
     async def _before_routing(self, exchange: Exchange) -> Stored | None:
         """A stored response that may be served before the application sees the request."""
         dims = exchange.dims
+        if exchange.facts.method == "HEAD" and (dims is None or not dims.head):
+            return None  # whether the application accepts it is not known
         if self._policy is not None:
             policy = self._policy(HTTPConnection(exchange.asgi))
             if policy is None:  # not this one, whatever is stored; its route may say otherwise

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 ERRORS = frozenset({500, 502, 503, 504})
 
 
+#: About what a server takes of a body without waiting for the client, in bytes.
+SOCKET_TAKES = 65_536
+
+
 class Phase(Enum):
     """How far the response is."""
 
@@ -75,15 +79,15 @@ class Outgoing:
             return
         exchange.check_guards()
         self.succeeded = 200 <= status < 300
-        headers: list[tuple[bytes, bytes]] = list(start.get("headers") or ())
-        self._start, self._phase = start, Phase.HELD
+        headers = [(name.lower(), value) for name, value in start.get("headers") or ()]
+        self._start, self._phase = {**start, "headers": headers}, Phase.HELD
         verdict = self._verdict(status, headers)
         if isinstance(verdict, str):
             self._stop_recording(verdict)
             await self._send_start(stored=False)
             return
         self._recording = _Recording(verdict, exchange.middleware.max_body)
-        if field(headers, b"cache-control") is None:
+        if field(headers, b"cache-control") is None and field(headers, b"expires") is None:
             # No invalidation reaches the caches of clients. They are to ask, and get a 304.
             headers.append((b"cache-control", b"no-cache"))
         self._start = {**start, "headers": varied(headers, exchange.policy)}
@@ -103,13 +107,14 @@ class Outgoing:
 
     async def _continue(self, chunk: bytes, more: bool) -> None:
         recording = self._recording
-        if recording is not None and not recording.add(chunk):
+        if recording is not None and not recording.add(bytes(chunk)):
             self._stop_recording("size")
             recording = None
         if not more:
             self._exchange.scope.closed = True  # what is cached or tagged from here on is not part of the response
         if more or recording is None:
-            self._exchange.give_up()  # nobody waits for a client that may be slow to take a long body
+            if recording is not None and recording.is_long:
+                self._exchange.let_go()
             await self._send_start(stored=False)  # of a body that is still to come, it is not known yet
         else:
             chunk = await self._store(recording, chunk)
@@ -167,7 +172,7 @@ class Outgoing:
     def _stop_recording(self, why: str) -> None:
         self._recording = None
         self._not_stored = why
-        self._exchange.give_up()
+        self._exchange.give_up(why)
 
 
 class _Recording:
@@ -188,6 +193,11 @@ class _Recording:
             return False
         self._chunks.append(chunk)
         return True
+
+    @property
+    def is_long(self) -> bool:
+        """Whether sending it may have to wait for the client."""
+        return self._size > SOCKET_TAKES
 
     @property
     def body(self) -> bytes:

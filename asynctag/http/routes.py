@@ -10,7 +10,7 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from asynctag.cached import resolve_annotations
-from asynctag.errors import ConfigurationError, TagTooLongError
+from asynctag.errors import ConfigurationError, InvalidTagError
 from asynctag.expiry import Seconds, fraction, seconds
 from asynctag.http.asgi import Receive, Send
 from asynctag.http.exchange import Exchange, current_exchange
@@ -131,7 +131,7 @@ def endpoint_with(endpoint: Callable[..., Any], policy: Policy, tags_of: TagsOf)
                 f"{endpoint!r} is cached by cache_response, and there is no CacheMiddleware around the application: "
                 f"app.add_middleware(CacheMiddleware, cache=cache)"
             )
-        if exchange and exchange.is_for(cached_endpoint):
+        if exchange and exchange.is_for(cached_endpoint):  # not where another endpoint calls this one as a function
             reply = await reply_from(exchange, policy, tags_of, _values(names, args, kwargs))
             if reply is not None:
                 return reply
@@ -151,7 +151,7 @@ async def reply_from(
     namespace = exchange.cache.namespace
     try:
         exchange.declare(policy, [tag_name(namespace, one) for one in tags_of(values)])
-    except TagTooLongError as error:  # it was made of what the client sent, which the endpoint is to judge
+    except InvalidTagError as error:  # it was made of what the client sent, which the endpoint is to judge
         exchange.refuse("tag", error)
         return None
     return await stored_reply(exchange)

@@ -11,6 +11,9 @@ from asynctag.http.rules import Headers, Policy
 MAX_PLAIN_KEY = 512
 """Keys longer than this, in bytes, are hashed."""
 
+MAX_REMEMBERED = 256
+"""Paths and queries longer than this, in bytes, are not asked of `plain_key`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dimensions:
@@ -58,7 +61,6 @@ def varied(headers: list[tuple[bytes, bytes]], policy: Policy | None) -> list[tu
     return [*headers, *((b"vary", name) for name in sorted(named.difference(own)))]
 
 
-@lru_cache(maxsize=1024)
 def url_path(raw: bytes | None, path: str, root: str) -> bytes:
     """The path of a URL for its key: as it was sent, since two spellings may mean two things to the application.
 
@@ -68,11 +70,10 @@ def url_path(raw: bytes | None, path: str, root: str) -> bytes:
     decoded = path.encode("utf-8", "surrogatepass")
     sent = decoded if raw is None else raw.partition(b"?")[0]
     if root or unquote_to_bytes(sent) != decoded:
-        return b"\0".join((sent, decoded, root.encode("utf-8", "surrogatepass")))
+        return b"%d,%d:%b%b%b" % (len(sent), len(decoded), sent, decoded, root.encode("utf-8", "surrogatepass"))
     return sent
 
 
-@lru_cache(maxsize=1024)
 def url_base(scheme: str, host: bytes, path: bytes) -> str:
     """A URL without its query, each part with its length: no host can be sent that makes one URL look like another."""
     there = host.decode("latin-1").lower()
@@ -80,8 +81,11 @@ def url_base(scheme: str, host: bytes, path: bytes) -> str:
 
 
 @lru_cache(maxsize=1024)
-def plain_key(prefix: str, scheme: str, host: bytes, raw: bytes | None, path: str, root: str, query: bytes) -> str:
-    """`prefix` and the `variant_key` of a URL that is the whole key of its response: that of most hits."""
+def plain_key(prefix: str, scheme: str, host: bytes, raw: bytes, path: str, root: str, query: bytes) -> str:
+    """`prefix` and the `variant_key` of a URL that is the whole key of its response: that of most hits.
+
+    To be asked for short URLs only (`MAX_REMEMBERED`): what a client sends is remembered.
+    """
     return prefix + variant_key(url_base(scheme, host, url_path(raw, path, root)), query, (), PLAIN)
 
 

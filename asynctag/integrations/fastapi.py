@@ -13,7 +13,7 @@ except ModuleNotFoundError as error:  # pragma: no cover - depends on what is in
     raise ModuleNotFoundError("asynctag.integrations.fastapi needs FastAPI: pip install asynctag[fastapi]") from error
 from starlette.requests import HTTPConnection
 
-from asynctag.errors import ConfigurationError, TagTooLongError
+from asynctag.errors import ConfigurationError, InvalidTagError
 from asynctag.expiry import Seconds
 from asynctag.http.exchange import current_exchange
 from asynctag.http.guards import effective_route
@@ -77,7 +77,7 @@ def cache_policy(
         async def declare_injected(connection: HTTPConnection, found: Any = Depends(injected)) -> None:  # noqa: B008
             try:
                 checked = check_tags(found)
-            except TagTooLongError as error:  # it was made of what the client sent
+            except InvalidTagError as error:  # it was made of what the client sent
                 if exchange := current_exchange.get():
                     exchange.refuse("tag", error)
                 return

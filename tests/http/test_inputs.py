@@ -10,9 +10,11 @@ from fastapi.responses import PlainTextResponse, StreamingResponse
 from fastapi.security import APIKeyHeader
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from asynctag import Cache
+from asynctag import Cache, add_tags
+from asynctag.backends.memory import MemoryBackend
 from asynctag.http import CacheMiddleware, Policy, cache_response
 from asynctag.integrations.fastapi import cache_policy
+from asynctag.testing import FakeClock
 
 pytestmark = pytest.mark.anyio
 USERS = {"ka": "alice", "kb": "bob"}
@@ -251,3 +253,124 @@ async def test_the_start_of_what_is_not_stored_goes_out_at_once(cache: Cache) ->
     scope |= {"scheme": "http", "root_path": "", "http_version": "1.1", "server": ("t", 80), "client": ("t", 1)}
     with anyio.fail_after(5):
         await app({**scope, "asgi": {"version": "3.0", "spec_version": "2.4"}}, receive, send)
+
+
+async def test_nobody_waits_for_a_client_that_is_slow_to_take_a_stream(cache: Cache) -> None:
+    """Fails where the flight of a stream lands with its last byte only."""
+    app, blocked, go = FastAPI(), anyio.Event(), anyio.Event()
+    app.add_middleware(CacheMiddleware, cache=cache)
+    runs: list[int] = []
+
+    @app.get("/")
+    @cache_response(60)
+    async def page() -> StreamingResponse:
+        runs.append(len(runs) + 1)
+        return StreamingResponse(iter([b"%d" % runs[-1] * 70_000, b"!"]))
+
+    async def slow(message: Any) -> None:
+        if message.get("body", b"").startswith(b"1"):
+            blocked.set()
+            await go.wait()
+
+    async def receive() -> Any:
+        await anyio.sleep_forever()
+
+    scope = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "query_string": b""}
+    scope |= {"headers": [(b"host", b"test")], "scheme": "http", "root_path": "", "http_version": "1.1"}
+    scope |= {"server": ("test", 80), "client": ("t", 1), "asgi": {"version": "3.0", "spec_version": "2.4"}}
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(app, scope, receive, slow)
+            await blocked.wait()
+            assert (await get(app)).text.startswith("2")
+            go.set()
+
+
+async def test_two_first_requests_keep_both_what_they_learn(cache: Cache) -> None:
+    """Of two that run at once, one turns out to vary: the other's record does not take that back."""
+    app, both = FastAPI(), [anyio.Event(), anyio.Event()]
+    app.add_middleware(CacheMiddleware, cache=cache)
+
+    @app.get("/")
+    async def page(request: Request, plain: bool = False) -> PlainTextResponse:
+        both[plain].set()
+        await both[not plain].wait()
+        language = "" if plain else request.headers["accept-language"]
+        headers = {"Cache-Control": "public, max-age=60"} | ({} if plain else {"Vary": "Accept-Language"})
+        return PlainTextResponse(language, headers=headers)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(get, app, "/?plain=1")
+        await get(app, Accept_Language="en")
+    both[True].set()
+    assert (await get(app, Accept_Language="en")).text == "en"
+    assert (await get(app, Accept_Language="de")).text == "de"
+
+
+async def test_a_stale_fallback_hands_its_tags_up(cache: Cache) -> None:
+    """To a cached computation that calls the application. Fails without `absorb` in `Exchange.stale_instead`."""
+    clock = FakeClock()
+    cache = Cache(MemoryBackend(clock=clock), default_ttl=1000)
+    app, failing = FastAPI(), [False]
+    app.add_middleware(CacheMiddleware, cache=cache)
+
+    @app.get("/")
+    @cache_response(10, stale_if_error=600, public=True)
+    async def page() -> str:
+        add_tags("row")
+        if failing[0]:
+            return PlainTextResponse("down", 503)  # type: ignore[return-value]
+        return "well"
+
+    async def whole() -> str:
+        return (await get(app)).text
+
+    await get(app)
+    clock.advance(11)
+    failing[0] = True
+    assert await cache.get_or_set("whole", whole) == '"well"'
+    await cache.invalidate("row")
+    assert await cache.get_or_set("whole", whole) == "down"
+
+
+async def test_the_headers_of_hits_do_not_hold_their_bodies(cache: Cache) -> None:
+    """What is kept for hits within a second would outlive the backend's bounds, and `clear()`."""
+    app = FastAPI()
+    middleware = CacheMiddleware(app, cache=cache)
+
+    @app.get("/")
+    @cache_response(60, public=True)
+    async def page() -> PlainTextResponse:
+        return PlainTextResponse("body")
+
+    await get(middleware)
+    await get(middleware)
+    assert "hit" in status_of(await get(middleware))
+    assert middleware._rendered
+    assert "body" not in repr(middleware._rendered)
+
+
+async def test_two_hosts_in_one_request_are_neither(cache: Cache) -> None:
+    """The cache would take one, and the application the other."""
+    app = FastAPI()
+    cached = CacheMiddleware(app, cache=cache)
+
+    @app.get("/")
+    @cache_response(60, public=True)
+    async def page(request: Request) -> str:
+        return dict(request.scope["headers"])[b"host"].decode()
+
+    scope = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "query_string": b""}
+    scope |= {"scheme": "http", "root_path": "", "http_version": "1.1", "asgi": {"version": "3.0"}}
+    scope |= {"server": ("t", 80), "client": ("t", 1)}
+    bodies = []
+
+    async def send(message: Any) -> None:
+        bodies.append(message.get("body"))
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    await cached({**scope, "headers": [(b"host", b"one"), (b"host", b"two")]}, receive, send)
+    await cached({**scope, "headers": [(b"host", b"one")]}, receive, send)
+    assert [body for body in bodies if body] == [b'"two"', b'"one"']

@@ -126,7 +126,9 @@ class CacheMiddleware:
             if name == b"host":
                 host = value
         raw, query = asgi.get("raw_path"), asgi.get("query_string", b"")
-        if raw is None or len(raw) + len(query) > MAX_REMEMBERED or asgi["method"] != "GET" or self._policy is not None:
+        if raw is None or asgi["method"] != "GET" or self._policy is not None:
+            return None
+        if len(host) + len(raw) + len(query) > MAX_REMEMBERED:
             return None
         scheme, root = asgi.get("scheme", "http"), asgi.get("root_path", "")
         key = plain_key(self._prefix, scheme, host, raw, asgi["path"], root, query)

@@ -12,7 +12,7 @@ MAX_PLAIN_KEY = 512
 """Keys longer than this, in bytes, are hashed."""
 
 MAX_REMEMBERED = 256
-"""Paths and queries longer than this, in bytes, are not asked of `plain_key`."""
+"""URLs longer than this, in bytes, are not asked of `plain_key`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class Cached(Protocol[P, R_co]):
         ...
 
     def refresh(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:
-        """Compute now, store and return the result, whatever is cached."""
+        """Compute now, store and return the result, whatever is cached. What was built from the old value stays."""
         ...
 
     def uncached(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]:

@@ -188,6 +188,16 @@ def test_the_reference_has_every_method(member: str) -> None:
         assert re.search(rf"`(?:await )?(?:\w+\.)?{member}\b", (DOCS / "reference.md").read_text())
 
 
+def test_the_reference_has_every_reason() -> None:
+    """Why a response is not stored, or a request goes past the cache, as `Cache-Status` says it."""
+    http, page = ROOT / "asynctag" / "http", (DOCS / "reference.md").read_text()
+    said = re.findall(r'return "([a-z*-]+)"', (http / "rules.py").read_text())
+    said += re.findall(r'_stop_recording\("([a-z-]+)"\)', (http / "outgoing.py").read_text())
+    assert len(said) > 20
+    for reason in said:
+        assert f"`{reason}`" in page, reason
+
+
 def test_the_changelog_has_the_version() -> None:
     """The one that the package says it is."""
     assert f"## [{asynctag.__version__}]" in (ROOT / "CHANGELOG.md").read_text()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from asynctag.backends.base import Entry, Miss, Reading
 from asynctag.codec import codec_for
-from asynctag.errors import BackendError, ConfigurationError
+from asynctag.errors import BackendError, ConfigurationError, TagTooLongError
 from asynctag.expiry import Expiry
 from asynctag.fill import MISSING, Filler, Job, load
 from asynctag.flight import Fate, Flight
@@ -121,6 +121,7 @@ class Exchange:
         self._started = filler.backend.clock() if filler is not None else 0.0
         self._key: str | None = None
         self._flight: Flight | None = None
+        self.refused = False
         self._entered = False  # the endpoint was reached: whatever guards the route has let the request in
         self._by_router = False  # the policy is a router's: it speaks for the endpoint, not for what stands before
         self._over = False
@@ -253,8 +254,12 @@ class Exchange:
 
     def refuse(self, why: str, error: Exception) -> None:
         """Leave this request to the application, and its response out of the cache."""
-        logger.warning("%s is not cached: %s", self.scope.name, error)
+        level = (
+            logging.INFO if isinstance(error, TagTooLongError) else logging.WARNING
+        )  # a client can bring about the one
+        logger.log(level, "%s is not cached: %s", self.scope.name, error)
         self.bypass = why
+        self.refused = True
         self.scope.no_store = True
 
     async def enter(self) -> Stored | None:
@@ -264,7 +269,11 @@ class Exchange:
 
     def is_for(self, endpoint: object) -> bool:
         """Whether `endpoint` answers this request: not one that another calls as a function, nor after the end."""
-        return not (self._entered or self._over) and is_part_of(self.routed.get("endpoint"), endpoint)
+        if self._entered or self._over:
+            return False
+        if "endpoint" not in self.routed:
+            self.middleware.warn_of_copied_scope(self.scope.name)
+        return is_part_of(self.routed.get("endpoint"), endpoint)
 
     @property
     def unguarded(self) -> str | None:

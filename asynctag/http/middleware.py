@@ -45,8 +45,9 @@ class CacheMiddleware:
     `max_body` bytes are passed on, not stored. `expose_tags` names a header in which the tags of a
     response go out, for debugging. `name` is what the cache calls itself in `Cache-Status`.
 
-    Add it first, so that it is innermost: inside authentication, sessions and compression. At the
-    lifespan's start it opens the cache, at its end it closes it.
+    Add it first, so that it is innermost: inside authentication, sessions and compression. Around
+    the whole application, `CacheMiddleware(app, cache=cache)`, public hits are fastest, and nothing
+    else runs on them. At the lifespan's start it opens the cache, at its end it closes it.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class CacheMiddleware:
         self._rendered: dict[str, tuple[Fields, int, list[tuple[bytes, bytes]]]] = {}
         self._policy = policy
         self._exposed_as = expose_tags.lower().encode() if expose_tags is not None else None
-        self._warned = False
+        self._warned: set[str] = set()
         self._inputs: dict[int, tuple[object, Inputs]] = {}
         self._public: dict[int, tuple[object, Policy]] = {}  # routes that were found to stand behind no guard
 
@@ -250,15 +251,26 @@ class CacheMiddleware:
             text = b"%s ... (%d tags)" % (whole, len(tags))
         return [(self._exposed_as, bytes(byte if 0x20 <= byte < 0x7F else 0x3F for byte in text))]
 
-    def warn_of_no_ttl(self, path: str) -> None:
-        """Say once that a route which is to be cached never is."""
-        if not self._warned:
-            self._warned = True
-            logger.warning(
-                "%s is to be cached and is not: neither its policy nor its response says for how long. Give ttl=, or "
-                "Cache(default_ttl=...)",
-                path,
-            )
+    def warn_of_no_ttl(self, what: str) -> None:
+        """Say that a response which is to be cached never is."""
+        self._warn_once(
+            "is to be cached and is not: neither its policy nor it says for how long. Give ttl=, or "
+            "Cache(default_ttl=...)",
+            what,
+        )
+
+    def warn_of_copied_scope(self, what: str) -> None:
+        """Say that nothing tells which endpoint answers."""
+        self._warn_once(
+            "is to be cached and is not: a middleware between CacheMiddleware and the routes copies the ASGI scope, "
+            "which hides the route. Add CacheMiddleware first, so that it is innermost",
+            what,
+        )
+
+    def _warn_once(self, why: str, what: str) -> None:
+        if why not in self._warned:
+            self._warned.add(why)
+            logger.warning("%s %s", what, why)
 
     async def renew(self, asgi: AsgiScope, flight: Flight, key: str) -> None:
         """Ask the application anew, in the background: the request as it came, and no client behind it."""
@@ -296,7 +308,7 @@ class CacheMiddleware:
         why = why_not_public(route, vary=policy.vary, cookies=policy.cookies)
         if why is not None:
             raise ConfigurationError(
-                f"public=True on {getattr(route, 'path', route)!r}: its hits are served before routing, past {why}. "
+                f"public=True on {getattr(route, 'path', route)!r}: its hits are served before routing, and {why}. "
                 f"Leave public=True out: hits are then served after the dependencies have run"
             )
         self._public[id(route)] = (route, policy)
@@ -309,7 +321,7 @@ class CacheMiddleware:
             nonlocal opened
             message = await receive()
             if message["type"] == "lifespan.startup" and not opened:
-                self._check_routes(scope.get("app"))
+                self._check_routes(scope.get("app") or self.app)
                 await self.cache.__aenter__()
                 opened = True
             return message

@@ -158,7 +158,7 @@ class Outgoing:
         exchange = self._exchange
         name, miss = exchange.middleware.name, exchange.miss
         if self._recording is None:
-            if exchange.policy is None and exchange.dims is None:
+            if exchange.policy is None and exchange.dims is None and not exchange.refused:
                 return None  # nobody ever wanted responses of this URL cached
             bypass = exchange.bypass
             forward: Forward = exchange.forward if bypass is None else "bypass"

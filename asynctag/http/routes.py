@@ -49,7 +49,8 @@ def cache_response(
     converted path parameters), or a function of them. `vary`, `cookies`, `query`: the names of the
     request headers, cookies and query parameters that tell responses apart; by default no header,
     every query parameter, and a request with `Authorization` or any cookie bypasses the cache
-    (`cookies=()` says that none matters). `statuses`: what may be stored.
+    (`cookies=()` says that none matters), as does one with a header that FastAPI makes an argument
+    of. What is named goes out in `Vary`. `statuses`: what may be stored.
 
     Raises `ConfigurationError` for values that cannot be meant, at decoration, and where the route
     is called without the middleware.

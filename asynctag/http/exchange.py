@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from asynctag.backends.base import Entry, Miss, Reading
@@ -37,24 +38,23 @@ current_exchange: ContextVar["Exchange | Literal[False] | None"] = ContextVar("a
 class Address:
     """Where a request goes: what its keys are made of."""
 
-    __slots__ = ("_host", "_query", "_scheme", "headers", "namespace", "path")
+    __slots__ = ("_base", "_query", "headers", "namespace")
 
     def __init__(self, asgi: AsgiScope, namespace: str) -> None:
         self.namespace = namespace
         self.headers: list[tuple[bytes, bytes]] = asgi["headers"]
-        self._scheme: str = asgi.get("scheme", "http")
         self._query: bytes = asgi.get("query_string", b"")
-        self.path = url_path(asgi.get("raw_path"), asgi["path"], asgi.get("root_path", ""))
         # All that were sent: of several, another server or the application may take another.
-        self._host = b",".join([value for name, value in self.headers if name == b"host"])
+        host = b",".join([value for name, value in self.headers if name == b"host"])
+        path = url_path(asgi.get("raw_path"), asgi["path"], asgi.get("root_path", ""))
+        self._base = url_base(asgi.get("scheme", "http"), host, path)
 
     def record_key(self) -> str:
         """Under which the URL's first record is kept: what tells its responses apart. They carry it as a tag."""
-        return f"{self.namespace}|{KEY}|http record {shortened(url_base(self._scheme, self._host, self.path))}"
+        return f"{self.namespace}|{KEY}|http record {shortened(self._base)}"
 
     def response_key(self, dims: Dimensions) -> str:
-        base = url_base(self._scheme, self._host, self.path)
-        return f"{self.namespace}|{KEY}|http {variant_key(base, self._query, self.headers, dims)}"
+        return f"{self.namespace}|{KEY}|http {variant_key(self._base, self._query, self.headers, dims)}"
 
 
 class Stored(NamedTuple):
@@ -138,15 +138,20 @@ class Exchange:
         if self.facts.cache_control is not None and self.facts.cache_control.no_cache:
             self.forward = "request"
             return None
-        # What is found and not served is no part of the response that takes its place.
-        looking = Scope(self.scope.name, self.scope.backend, self.cache.namespace, self.scope.parent)
-        looking.renewing = self.scope.renewing
         while filler is not None:
             key = self.address.response_key(dims)
             if key == self._key and self._flight is not None:
                 return None  # looked up before routing, and led since
+            entry = self.cache._peek(key)
+            if entry is not None and entry.codec is RESPONSES:  # as most are
+                stored = Stored(entry.load(), entry, stale=False)
+                if self._wants(stored):
+                    return stored
             self.land(Fate.CANCELLED)
             job = self._job(key, _LOOKED_UP)
+            # What is found and not served is no part of the response that takes its place.
+            looking = Scope(self.scope.name, self.scope.backend, self.cache.namespace, self.scope.parent)
+            looking.renewing = self.scope.renewing
             # A HEAD brings nothing that could be stored: nobody is to wait for it.
             search = filler.look if self.facts.method == "HEAD" else filler.find
             found = await search(job, looking)
@@ -215,7 +220,7 @@ class Exchange:
 
     # --- what a route says -----------------------------------------------------------------------------
 
-    def declare(self, policy: Policy, tags: Iterable[str] = (), *, by_router: bool = False) -> None:
+    def declare(self, policy: Policy, tags: Collection[str] = (), *, by_router: bool = False) -> None:
         """A policy, and tags as they stand in the backend. The policy that is said last counts."""
         self._by_router = by_router
         if policy.ttl is None:
@@ -226,8 +231,13 @@ class Exchange:
             )
         self.policy = policy
         self.check_guards()
-        self.scope.gather(set(tags), self.scope.backend)
+        if tags:
+            self.tag(tags)
         self.bypass = why_bypass(self.facts, vary=policy.vary_fields, cookies=policy.cookies) or self._unkeyed(policy)
+
+    def tag(self, tags: Iterable[str]) -> None:
+        """Tags of the response, as they stand in the backend."""
+        self.scope.gather(set(tags), self.scope.backend)
 
     def _unkeyed(self, policy: Policy) -> str | None:
         """What the request carries that the endpoint's arguments are made of, and the key does not hold."""
@@ -433,7 +443,14 @@ class Exchange:
 
 def _keyed(policy: Policy, known: tuple[bytes, ...]) -> Dimensions:
     """The dimensions by which a request is looked up under `policy`, where responses are `known` to vary."""
-    return _widened(Dimensions(policy.vary_fields, policy.cookies, policy.query), known)
+    return _looked_up_by(policy.vary_fields, policy.cookies, policy.query, known)
+
+
+@lru_cache(maxsize=1024)
+def _looked_up_by(
+    vary: tuple[bytes, ...], cookies: tuple[str, ...] | None, query: tuple[str, ...] | None, known: tuple[bytes, ...]
+) -> Dimensions:
+    return _widened(Dimensions(vary, cookies, query), known)
 
 
 def _widened(dims: Dimensions, known: tuple[bytes, ...]) -> Dimensions:

@@ -285,7 +285,7 @@ class CacheMiddleware:
             await exchange.run(_discard)
             exchange.end()
         except Exception:
-            logger.warning("the renewal of %s failed", address.path, exc_info=True)
+            logger.warning("the renewal of %s failed", asgi["path"], exc_info=True)
         finally:
             self.cache._filling().flights.land(flight, Fate.CANCELLED)
 

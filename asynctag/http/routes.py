@@ -148,14 +148,15 @@ def endpoint_with(endpoint: Callable[..., Any], policy: Policy, tags_of: TagsOf)
 async def reply_from(
     exchange: Exchange, policy: Policy, tags_of: TagsOf, values: Mapping[str, object]
 ) -> "StoredReply | None":
-    """Declare the route's policy and tags to the exchange; the hit, where there is one."""
-    namespace = exchange.cache.namespace
-    try:
-        exchange.declare(policy, [tag_name(namespace, one) for one in tags_of(values)])
-    except InvalidTagError as error:  # it was made of what the client sent, which the endpoint is to judge
-        exchange.refuse("tag", error)
-        return None
-    return await stored_reply(exchange)
+    """Declare the route's policy to the exchange, and its tags if no hit takes the endpoint's place."""
+    exchange.declare(policy)
+    reply = await stored_reply(exchange)
+    if reply is None:
+        try:
+            exchange.tag(tag_name(exchange.cache.namespace, one) for one in tags_of(values))
+        except InvalidTagError as error:  # it was made of what the client sent, which the endpoint is to judge
+            exchange.refuse("tag", error)
+    return reply
 
 
 async def stored_reply(exchange: Exchange) -> "StoredReply | None":

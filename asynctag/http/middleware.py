@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable
+from math import floor
 
 import anyio
 from starlette.requests import HTTPConnection
@@ -19,20 +20,35 @@ from asynctag.http.request import SCOPE_KEY, RequestCache
 from asynctag.http.routes import policy_of, routes_of
 from asynctag.http.rules import DECISIVE, PLAIN_GET, Policy, RequestFacts, Store, read_request, why_bypass
 from asynctag.http.stored import RESPONSES, StoredResponse
-from asynctag.http.variants import MAX_REMEMBERED, PLAIN, Dimensions, plain_key
+from asynctag.http.variants import PLAIN, Dimensions, url_base, url_path, variant_key
 from asynctag.names import KEY, user_tags
 from asynctag.scope import current_scope
 
 logger = logging.getLogger("asynctag")
 
-#: For how many URLs the headers of their hits are kept as they go out.
-MAX_RENDERED = 1024
+#: How many URLs are remembered with the headers of their hits, and how long they may be, in bytes.
+MAX_KNOWN, MAX_LENGTH_KNOWN = 1024, 512
 
 #: What goes out of a response's tags at most, in bytes: many proxies take 8 KB of headers.
 MAX_EXPOSED = 4000
 
 #: What a client asks for itself, and the cache does not when it renews a response.
 _OF_ONE_CLIENT = frozenset({b"cache-control", b"if-modified-since", b"if-none-match", b"pragma"})
+
+
+class _Known:
+    """A URL that is the whole key of its response, and the headers of its hits as they go out within a second.
+
+    `fields` are those that are stored, to know their response by without holding its body.
+    """
+
+    __slots__ = ("fields", "headers", "key", "second")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.fields: Fields | None = None
+        self.second = 0
+        self.headers: list[tuple[bytes, bytes]] = []
 
 
 class CacheMiddleware:
@@ -79,9 +95,7 @@ class CacheMiddleware:
         self.max_body = max_body
         self.name = name
         self._token = cache_status(name=name)
-        self._prefix = f"{cache.namespace}|{KEY}|http "
-        #: The headers of hits as they go out within one second: by key, those that are stored, the second, the result.
-        self._rendered: dict[str, tuple[Fields, int, list[tuple[bytes, bytes]]]] = {}
+        self._known: dict[tuple[str, bytes, bytes | None, str, str, bytes], _Known] = {}
         self._policy = policy
         self._exposed_as = expose_tags.lower().encode() if expose_tags is not None else None
         self._warned: set[str] = set()
@@ -122,18 +136,23 @@ class CacheMiddleware:
         """
         host = b""
         for name, value in asgi["headers"]:
-            if name in DECISIVE or (name == b"host" and host):
-                return None
             if name == b"host":
+                if host:
+                    return None
                 host = value
-        raw, query = asgi.get("raw_path"), asgi.get("query_string", b"")
-        if raw is None or asgi["method"] != "GET" or self._policy is not None:
+            elif name in DECISIVE:
+                return None
+        try:
+            scheme, raw, path = asgi["scheme"], asgi["raw_path"], asgi["path"]
+            url = (scheme, host, raw, path, asgi["root_path"], asgi["query_string"])
+        except KeyError:  # of a server that leaves out what it may
             return None
-        if len(host) + len(raw) + len(query) > MAX_REMEMBERED:
+        known = self._known.get(url)
+        if known is None:
+            known = self._know(url)
+        if known is None or asgi["method"] != "GET" or self._policy is not None:
             return None
-        scheme, root = asgi.get("scheme", "http"), asgi.get("root_path", "")
-        key = plain_key(self._prefix, scheme, host, raw, asgi["path"], root, query)
-        entry = self.cache._peek(key)
+        entry = self.cache._peek(known.key)
         if entry is None or entry.codec is not RESPONSES:
             return None
         response: StoredResponse = entry.body if entry.thaw is None else entry.load()
@@ -142,21 +161,27 @@ class CacheMiddleware:
         around = current_scope.get()
         if around is not None:  # a cached computation calls the application
             around.absorb(entry, self.cache._filling().backend)
-        second = int(time.time())
-        known = self._rendered.get(key)
-        if known is not None and known[0] is response.headers and known[1] == second:
-            headers = known[2]
-        else:
+        now = time.time()
+        if known.fields is not response.headers or not known.second <= now < known.second + 1:
             start, _ = self.answer(response, entry, PLAIN_GET, stale=False)
-            headers = start["headers"]
-            if len(self._rendered) >= MAX_RENDERED:
-                self._rendered.clear()
-            self._rendered[key] = response.headers, second, headers
+            known.fields, known.second, known.headers = response.headers, floor(now), start["headers"]
         return (
             # A list of its own: what stands around this middleware may add to it.
-            {"type": "http.response.start", "status": response.status, "headers": headers.copy()},
+            {"type": "http.response.start", "status": response.status, "headers": known.headers.copy()},
             {"type": "http.response.body", "body": response.body, "more_body": False},
         )
+
+    def _know(self, url: tuple[str, bytes, bytes | None, str, str, bytes]) -> "_Known | None":
+        """Remember a URL, unless it is long: clients make them up."""
+        scheme, host, raw, path, root, query = url
+        if raw is None or len(host) + len(raw) + len(path) + len(root) + len(query) > MAX_LENGTH_KNOWN:
+            return None
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        base = url_base(scheme, host, url_path(raw, path, root))
+        known = _Known(f"{self.cache.namespace}|{KEY}|http {variant_key(base, query, (), PLAIN)}")
+        self._known[url] = known
+        return known
 
     def _hit(self, facts: RequestFacts, address: Address) -> tuple[Message, Message] | None:
         """A hit that can be told at once, without waiting."""

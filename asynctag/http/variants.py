@@ -1,7 +1,6 @@
 """What tells the responses of one URL apart, and the key under which each is kept: functions, without I/O or clocks."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import blake2b
 from urllib.parse import unquote_to_bytes
 
@@ -10,9 +9,6 @@ from asynctag.http.rules import Headers, Policy
 
 MAX_PLAIN_KEY = 512
 """Keys longer than this, in bytes, are hashed."""
-
-MAX_REMEMBERED = 256
-"""URLs longer than this, in bytes, are not asked of `plain_key`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,15 +74,6 @@ def url_base(scheme: str, host: bytes, path: bytes) -> str:
     """A URL without its query, each part with its length: no host can be sent that makes one URL look like another."""
     there = host.decode("latin-1").lower()
     return f"{len(scheme)},{len(there)},{len(path)}:{scheme}://{there}{path.decode('latin-1')}"
-
-
-@lru_cache(maxsize=1024)
-def plain_key(prefix: str, scheme: str, host: bytes, raw: bytes, path: str, root: str, query: bytes) -> str:
-    """`prefix` and the `variant_key` of a URL that is the whole key of its response: that of most hits.
-
-    To be asked for short URLs only (`MAX_REMEMBERED`): what a client sends is remembered.
-    """
-    return prefix + variant_key(url_base(scheme, host, url_path(raw, path, root)), query, (), PLAIN)
 
 
 def variant_key(base: str, query: bytes, headers: Headers, dims: Dimensions) -> str:

@@ -1,7 +1,6 @@
 """The response cache on FastAPI: dependencies, guards, routers, and a server end to end."""
 
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Annotated, Any
@@ -22,7 +21,7 @@ from asynctag.errors import ConfigurationError
 from asynctag.http import CacheMiddleware, RequestCache
 from asynctag.integrations.fastapi import CacheDep, cache_policy, cache_response, get_cache
 from asynctag.testing import FakeClock
-from tests.http.driver import all_blocked, ask, running, watched
+from tests.http.driver import ask, running, watched
 
 pytestmark = pytest.mark.anyio
 
@@ -679,11 +678,9 @@ async def test_routes_of_included_routers_are_renewed_in_the_background(
         await ask(app, "/in/5")
         clock.advance(61)
         assert "run 1" in (await ask(app, "/in/5")).text
-        await all_blocked()
-        for _ in range(50):
-            if len(runs) == 2 and cache._filling().flights._open == {}:
-                break
-            await anyio.sleep(0.01)
+        with anyio.fail_after(10):
+            while len(runs) < 2 or cache._filling().flights._open:
+                await anyio.lowlevel.checkpoint()
         assert "run 2" in (await ask(app, "/in/5")).text
     assert runs == [5, 5]
 
@@ -762,14 +759,18 @@ async def test_a_client_without_a_server(cache: Cache) -> None:
 def server(app: Any) -> Iterator[str]:
     """A real server in a thread."""
     config = uvicorn.Config(app, port=0, log_level="warning", lifespan="on", ws="none")
-    running_server = uvicorn.Server(config)
+    up = threading.Event()
+
+    class Server(uvicorn.Server):
+        async def startup(self, *args: Any, **kwargs: Any) -> None:
+            await super().startup(*args, **kwargs)
+            up.set()
+
+    running_server = Server(config)
     thread = threading.Thread(target=running_server.run, daemon=True)
     thread.start()
     try:
-        for _ in range(500):
-            if running_server.started:
-                break
-            time.sleep(0.01)
+        assert up.wait(30)
         yield f"http://127.0.0.1:{running_server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         running_server.should_exit = True
@@ -795,8 +796,7 @@ def test_a_real_server_renews_what_streams(cache: Cache, clock: FakeClock) -> No
         assert client.get("/").text == "run 1"
         clock.advance(61)
         assert client.get("/").text == "run 1"
-        for _ in range(100):
+        for _ in range(2_000):  # until the renewal in the server's thread has landed
             if client.get("/").text == "run 2":
                 break
-            time.sleep(0.02)
         assert client.get("/").text == "run 2"

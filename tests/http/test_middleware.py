@@ -848,8 +848,9 @@ async def test_a_renewal_of_a_streamed_response_waits_for_its_client(cache: Cach
         second.append("first")
         clock.advance(61)
         assert (await ask(wrapped)).text == "run 0"
-        await anyio.sleep(0.05)
-        await all_blocked()
+        with anyio.fail_after(10):
+            while len(second) < 2 or cache._filling().flights._open:
+                await anyio.lowlevel.checkpoint()
         assert (await ask(wrapped)).text == "run 2"
     assert second == ["first", "waits"]
 

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial, wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import anyio.to_thread
 from starlette.background import BackgroundTask
@@ -121,7 +121,7 @@ def make_policy(
 
 def endpoint_with(endpoint: Callable[..., Any], policy: Policy, tags_of: TagsOf) -> Any:
     """The endpoint, with its hits served in its place. Async, whatever the endpoint is: a hit needs no thread."""
-    is_async = is_async_callable(endpoint) or is_async_callable(inspect.unwrap(endpoint))
+    is_async = is_async_callable(endpoint)
     names = tuple(inspect.signature(endpoint).parameters)
 
     @wraps(endpoint)
@@ -184,9 +184,12 @@ class StoredReply(Response):
 
 
 def is_async_callable(endpoint: object) -> bool:
-    """Whether calling it gives something to await: an async function, or an object with an async `__call__`."""
-    call = getattr(endpoint, "__call__", None)  # noqa: B004 - the method, to look at
-    return inspect.iscoroutinefunction(endpoint) or inspect.iscoroutinefunction(call)
+    """Whether it, or what it wraps, is an async function or has an async `__call__`: as FastAPI looks at it."""
+    for one in (endpoint, inspect.unwrap(cast(Callable[..., Any], endpoint))):
+        call = getattr(one, "__call__", None)  # noqa: B004 - the method, to look at
+        if inspect.iscoroutinefunction(one) or inspect.iscoroutinefunction(call):
+            return True
+    return False
 
 
 def policy_of(endpoint: object) -> Policy | None:

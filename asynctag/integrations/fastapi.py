@@ -140,6 +140,6 @@ def _serving(endpoint: Callable[..., Any]) -> Any:
         reply = anyio.from_thread.run(stored_reply, exchange) if exchange else None
         return endpoint(**values) if reply is None else reply
 
-    serving: Any = async_endpoint if is_async_callable(endpoint) or is_async_callable(whole) else sync_endpoint
+    serving: Any = async_endpoint if is_async_callable(endpoint) else sync_endpoint
     setattr(serving, _SERVING, True)
     return serving

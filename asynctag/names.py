@@ -57,10 +57,10 @@ def check_text(
     return text
 
 
-def check_namespace(namespace: object) -> str:
+def check_namespace(namespace: object, option: str = "namespace") -> str:
     if not isinstance(namespace, str) or not _NAMESPACE.fullmatch(namespace):
         raise ConfigurationError(
-            f"namespace={namespace!r}: use at most 100 letters, digits, '_', '.' and '-', such as namespace=\"shop\""
+            f"{option}={namespace!r}: use at most 100 letters, digits, '_', '.' and '-', such as {option}=\"shop\""
         )
     return namespace
 

@@ -26,7 +26,8 @@ class Entry:
     """A cached value with its tags, its stamp, its expiry. Not changed once it is stored.
 
     `body` is what is kept; `thaw` makes the value from it, afresh for each hit (None: the body is
-    the value, and immutable). The times are on the backend's `clock`: fresh until `fresh_until`,
+    the value, and immutable). What was read from outside this process has no `codec`: its body is
+    bytes, of which the reader knows the type. The times are on the backend's `clock`: fresh until `fresh_until`,
     served while it is renewed until `stale_until`, a fallback for errors until `expires`. From
     `renew_from` on, a caller may be chosen to renew it early.
     """
@@ -90,6 +91,8 @@ class Cause(Enum):
     PRUNED = "pruned"  # older than what the journal still remembers
     SUPERSEDED = "superseded"  # an entry with a newer stamp is there
     TOO_LARGE = "too large"
+    LEASED = "leased"  # a tag of it is held by an open transaction
+    CORRUPT = "corrupt"  # what is there was not written as entries are, or by a newer version
 
 
 class Miss(NamedTuple):

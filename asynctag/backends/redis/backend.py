@@ -1,0 +1,543 @@
+"""The backend of many processes: entries and the journal in Redis or Valkey, one round trip for everything."""
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from math import ceil, inf
+from typing import Any, Self, TypedDict, Unpack
+from urllib.parse import urlsplit, urlunsplit
+
+from hiredis import ReplyError
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from asynctag.backends.base import Backend, Cause, Entry, Miss, Reading, Stamp, Written
+from asynctag.backends.redis.client import Client, MovedError, WentBackError
+from asynctag.backends.redis.connection import ConnectionLostError, TimedOutError, pack
+from asynctag.backends.redis.format import TAGS_AT, Format, Times, pack_tags
+from asynctag.backends.redis.link import Known, Link
+from asynctag.backends.redis.scripts import DELETE, EPOCH, INVALIDATE, LEASE, READ, RELEASE, TAG, WRITE, Script
+from asynctag.errors import BackendError, ConfigurationError, CorruptEntryError, InvalidationError
+from asynctag.expiry import seconds
+from asynctag.names import ROOT, check_namespace, describe
+
+#: For how long the bytes of an entry wait to be put in their place, in milliseconds.
+PART_LIFE = 60_000
+
+MICRO = 1_000_000
+
+#: How often an entry is looked at that changes meanwhile.
+MAX_TRIES = 4
+
+_ABSENT = Miss(Cause.ABSENT)
+
+logger = logging.getLogger("asynctag")
+
+_CAUSES = {cause.value: cause for cause in Cause}
+
+
+class _NoScriptError(Exception):
+    """The server has forgotten the scripts."""
+
+
+class RedisOptions(TypedDict, total=False):
+    """What may be said of a `RedisBackend`."""
+
+    prefix: str
+    timeout: float
+    connect_timeout: float
+    max_waiting: int
+    compress_from: int
+    max_body: int
+    max_tags: int
+    hmac_key: bytes | None
+
+
+class RedisBackend(Backend):
+    """Entries and their journal in one Redis (7.0 or newer) or Valkey (7.2 or newer), for asyncio.
+
+    `client` is a `redis.asyncio.Redis` as the application has configured it: TLS, users, unix sockets, or
+    `Sentinel(...).master_for(...)`. Only its way to connect is used. Each event loop has one connection, which all
+    callers share. It is made when it is first needed.
+
+    `prefix` begins all names in Redis; caches that share it share one journal (use `Cache(namespace=...)` to keep them
+    apart). A command has `timeout` seconds to be answered, a connection `connect_timeout` to be made; past
+    `max_waiting` unanswered commands callers wait, no longer than `timeout`. Bodies from `compress_from` bytes on are
+    compressed; above `max_body` bytes nothing is stored or read. The journal holds about `max_tags` invalidated tags:
+    past that the oldest are forgotten, and entries that are older than those become misses. With `hmac_key` (at least
+    16 bytes) entries are sealed, and what was written or changed by somebody without it is a miss.
+
+    Raises `ConfigurationError` for values that cannot be meant and, once connected, for a server that lacks what is
+    needed; `BackendError` where the server does not answer.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        *,
+        prefix: str = "asynctag",
+        timeout: float = 1.0,
+        connect_timeout: float = 1.0,
+        max_waiting: int = 10_000,
+        compress_from: int = 4096,
+        max_body: int = 16 * 1024 * 1024,
+        max_tags: int = 1_000_000,
+        hmac_key: bytes | None = None,
+    ) -> None:
+        _check_client(client)
+        for name, limit in {
+            "max_waiting": max_waiting,
+            "compress_from": compress_from,
+            "max_body": max_body,
+            "max_tags": max_tags,
+        }.items():
+            if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+                raise ConfigurationError(f"RedisBackend({name}={limit!r}): give a whole number above 0")
+        if hmac_key is not None and (not isinstance(hmac_key, bytes) or len(hmac_key) < 16):
+            raise ConfigurationError(
+                "RedisBackend(hmac_key=...): give at least 16 random bytes, such as those of "
+                "secrets.token_bytes(32), the same in every process"
+            )
+        if not prefix:
+            raise ConfigurationError('RedisBackend(prefix=""): give a name, such as prefix="asynctag"')
+        self._max_tags = max_tags
+        self._max_body = max_body
+        self._sealed = hmac_key is not None
+        self._format = Format(secret=hmac_key, compress_from=compress_from, max_body=max_body)
+        # In braces: on a cluster, all that one script touches has to be in one slot.
+        self._base = "{" + check_namespace(prefix, "prefix") + "}"
+        self._journal = self._base + "journal"
+        self._softened = False  # whether anything was ever invalidated softly
+        self._client = Client(
+            client,
+            self._journal,
+            timeout=seconds(timeout, "timeout", zero=False),
+            connect_timeout=seconds(connect_timeout, "connect_timeout", zero=False),
+            max_waiting=max_waiting,
+        )
+
+    @classmethod
+    def from_url(cls, url: str, **options: Unpack[RedisOptions]) -> Self:
+        """A backend on the server at `url`: `redis://[user:password@]host[:port][/db]`, `rediss://` (TLS), `unix://path`.
+
+        Its query may hold redis-py's options for connections. The rest: see the class.
+        """
+        try:
+            _check_url(url)
+            client = Redis.from_url(url, protocol=3, retry=Retry(NoBackoff(), 0))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ConfigurationError(
+                f"RedisBackend.from_url({_without_password(url)!r}): {error}. Give redis://host:port/db, "
+                f"rediss://host:port/db or unix:///path"
+            ) from None
+        return cls(client, **options)
+
+    def __repr__(self) -> str:
+        return f"<RedisBackend {self._client.address}, prefix {self._base}>"
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+    def _entry_name(self, key: str) -> str:
+        return f"{self._base}entry:{key}"
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    async def read(self, key: str) -> Reading:
+        reading = await self._read(key)
+        return reading if reading.miss is None else _without_entry(reading)
+
+    async def inspect(self, key: str) -> Reading:
+        return await self._read(key)
+
+    async def read_many(self, keys: Sequence[str]) -> list[Reading]:
+        return [_without_entry(one) for one in await self._read_many(keys)] if keys else []
+
+    async def _read(self, key: str) -> Reading:
+        """What stands under `key`, with the entry where there is one."""
+        by_script = False
+        for tries in range(MAX_TRIES):
+            link, newest = await self._client.link(), self._client.newest
+            request, known = self._ask(link, key, by_script=by_script)
+            try:
+                body, answer = await link.connection.send(request, 2)
+                reading = self._judge(link, key, known, body, answer, newest)
+            except TimedOutError as error:
+                self._client.failing(link, str(error))
+                raise
+            except (ConnectionLostError, MovedError):
+                if tries:
+                    raise
+                continue
+            except WentBackError as error:
+                return Reading(await self._client.begin_epoch(error.epoch), None, miss=Miss(Cause.LOST))
+            except _NoScriptError:
+                await link.connection.send(pack("SCRIPT", "LOAD", READ.text), 1)
+                continue
+            if reading is not None:
+                return reading
+            by_script = True
+        # Others store under this key faster than it can be looked at.
+        return Reading(self._client.newest, None, miss=Miss(Cause.ABSENT))
+
+    async def _read_many(self, keys: Sequence[str]) -> list[Reading]:
+        """As `_read` for each of `keys`, in one go. Those of which it does not tell enough are read one by one."""
+        link, newest = await self._client.link(), self._client.newest
+        asked = [self._ask(link, key) for key in keys]
+        try:
+            answers = await link.connection.send(b"".join([request for request, _ in asked]), 2 * len(asked))
+        except TimedOutError as error:
+            self._client.failing(link, str(error))
+            raise
+        except ConnectionLostError:
+            return [await self._read(key) for key in keys]
+        readings = []
+        for key, (_, known), body, answer in zip(keys, asked, answers[::2], answers[1::2], strict=True):
+            try:
+                reading = self._judge(link, key, known, body, answer, newest)
+            except (MovedError, WentBackError, _NoScriptError):
+                reading = None
+            readings.append(await self._read(key) if reading is None else reading)
+        return readings
+
+    def _ask(self, link: Link, key: str, *, by_script: bool = False) -> tuple[bytes, Known | None]:
+        """The request for an entry and the journal's word on it, to which two replies come.
+
+        The tags are those that the entry had last time; where they are not known, a script finds them.
+        """
+        known = None if by_script else link.known.get(key)
+        if known is not None:
+            return known.request, known
+        name = self._entry_name(key)
+        return pack("GETEX", name) + self._client.evalsha(link, READ, [self._journal, name], []), None
+
+    def _judge(
+        self, link: Link, key: str, known: Known | None, body: Any, answer: Any, newest: Stamp
+    ) -> Reading | None:
+        """What the replies to `_ask` come to; None if it takes another look, by script."""
+        if type(answer) is not list:
+            if str(answer).startswith("NOSCRIPT"):
+                raise _NoScriptError
+            raise self._client.refused(link, answer)
+        if isinstance(body, ReplyError) and not str(body).startswith("WRONGTYPE"):
+            raise self._client.refused(link, body)
+        if known is None:
+            return self._judge_by_script(link, key, body, answer, newest)
+        if type(answer[0]) is bytes:  # the older protocol, RESP2
+            answer = [None if number is None else float(number) for number in answer]
+        epoch, seq, floor, soft, run, *numbers = answer
+        if epoch is None or run is None:  # the journal is missing, or another server's: a script begins a new epoch
+            return None
+        journal = self._see(newest, int(-epoch), int(-seq))
+        if body is None:
+            return Reading(journal, None, miss=_ABSENT)
+        if type(body) is not bytes or not body.startswith(known.packed, TAGS_AT):
+            return None
+        try:
+            stamp, times, value = self._format.load_known(key, body, known.body_at)
+        except CorruptEntryError:
+            return None
+        miss = softener = None
+        its_seq, tags = stamp.seq, known.tags
+        if stamp.epoch != journal.epoch:
+            miss = Miss(Cause.LOST)
+        elif floor is not None and its_seq < -floor:
+            miss = Miss(Cause.PRUNED)
+        else:
+            softened = soft is not None and -soft > its_seq
+            if softened and not known.softened:
+                return None
+            for at, number in enumerate(numbers):
+                if number is not None and number > its_seq:
+                    if at < len(tags):
+                        miss = Miss(Cause.LEASED if number == inf else Cause.INVALIDATED, tags[at])
+                        break
+                    softener = tags[at - len(tags)]
+                    break
+        return self._reading(link, key, journal, stamp, times, tags, value, len(body), miss, softener)
+
+    def _judge_by_script(self, link: Link, key: str, body: Any, answer: Any, newest: Stamp) -> Reading | None:
+        epoch, seq, soft, about = answer
+        journal = self._see(newest, epoch, seq)
+        self._softened = soft > 0
+        if body is None:
+            return Reading(journal, None, miss=_ABSENT)
+        try:
+            if type(body) is not bytes:
+                raise CorruptEntryError("no string")
+            record = self._format.load(key, body)
+            if key not in record.tags:
+                raise CorruptEntryError("an entry that does not carry its key: it was stored under another")
+        except CorruptEntryError as error:
+            logger.warning("%s is taken for a miss: %s", key, error)
+            return Reading(journal, None, miss=Miss(Cause.CORRUPT))
+        if about is None or about[0] != record.head:  # another was stored in between
+            return None
+        _, cause, tag, softener = about
+        miss = Miss(_CAUSES[cause.decode()], _text(tag)) if cause is not None else None
+        packed = record.head[TAGS_AT:]
+        name = self._entry_name(key)
+        link.remember(self._journal, key, name, record.tags, packed, len(record.head), softened=self._softened)
+        return self._reading(
+            link, key, journal, record.stamp, record.times, record.tags, record.body, len(body), miss, _text(softener)
+        )
+
+    def _reading(
+        self,
+        link: Link,
+        key: str,
+        journal: Stamp,
+        stamp: Stamp,
+        times: Times,
+        tags: tuple[str, ...],
+        body: bytes,
+        size: int,
+        miss: Miss | None,
+        softener: str | None,
+    ) -> Reading:
+        """A reading of an entry, with its times by the clock of this process."""
+        offset = link.connection.clock_offset
+        renew_from, fresh_until, stale_until, expires = times
+        entry = Entry(
+            key,
+            body,
+            None,
+            None,
+            size,
+            tags,
+            stamp,
+            renew_from - offset,
+            fresh_until - offset,
+            stale_until - offset,
+            expires - offset,
+        )
+        if miss is not None:
+            return Reading(journal, entry, miss=miss)
+        now = self.clock() + offset
+        if now >= expires:
+            return Reading(journal, entry, miss=Miss(Cause.EXPIRED))
+        if softener is not None and not entry.has_stale_period:
+            return Reading(journal, entry, miss=Miss(Cause.INVALIDATED, softener))
+        return Reading(journal, entry, stale=softener is not None or now >= fresh_until)
+
+    def _see(self, newest: Stamp, epoch: int, seq: int) -> Stamp:
+        """The journal's stamp by a reply to a command that was sent when `newest` was known."""
+        known = self._client.newest
+        stamp = known if seq == known.seq and epoch == known.epoch else Stamp(epoch, seq)
+        if not self._client.note(newest, stamp):
+            raise WentBackError(epoch)
+        return stamp
+
+    async def tags(self, key: str) -> tuple[str, ...] | None:
+        """The tags of the entry of `key`, if it is valid; None without one. Its body is not fetched."""
+        *_, about = await self._client.run(READ, [self._journal, self._entry_name(key)], [])
+        if about is None or about[1] is not None:
+            return None
+        return self._format.tags(about[0])
+
+    # --- writing -----------------------------------------------------------------------------------
+
+    async def write(self, entry: Entry) -> Written:
+        (written,) = await self.write_many([entry])
+        return written
+
+    async def write_many(self, entries: Sequence[Entry]) -> list[Written]:
+        """As `write` for each of `entries`: each is sent as a part, which a script then puts in its place or drops."""
+        written: list[Written | None] = [self._refuse(entry) for entry in entries]
+        sent = [entry for entry, refused in zip(entries, written, strict=True) if refused is None]
+        if sent:
+            answers = iter(await self._write(sent))
+            written = [next(answers) if refused is None else refused for refused in written]
+        return [one for one in written if one is not None]
+
+    def _refuse(self, entry: Entry) -> Written | None:
+        """What need not be sent to be refused."""
+        if len(entry.body) > self._max_body:
+            return Written(False, miss=Miss(Cause.TOO_LARGE))
+        return None
+
+    async def _write(self, entries: Sequence[Entry]) -> list[Written]:
+        """Each is sent as a part, which a script then puts in its place or drops."""
+        for last in (False, True):
+            link, newest = await self._client.link(), self._client.newest
+            now = self.clock()
+            requests = [self._store(link, entry, now) for entry in entries]
+            try:
+                answers = await link.connection.send(b"".join(requests), 2 * len(requests))
+            except TimedOutError as error:
+                self._client.failing(link, str(error))
+                raise
+            if last or not str(answers[1]).startswith("NOSCRIPT"):
+                break
+            await link.connection.send(pack("SCRIPT", "LOAD", WRITE.text), 1)
+        written = []
+        for entry, part, answer in zip(entries, answers[::2], answers[1::2], strict=True):
+            try:
+                written.append(self._stored(link, entry, part, answer, newest, now))
+            except WentBackError as error:
+                await self._client.begin_epoch(error.epoch)
+                written.append(Written(False, miss=Miss(Cause.LOST)))
+        return written
+
+    def _store(self, link: Link, entry: Entry, now: float) -> bytes:
+        """The request to store an entry, to which two replies come."""
+        offset = link.connection.clock_offset
+        times = Times(*(at + offset for at in (entry.renew_from, entry.fresh_until, entry.stale_until, entry.expires)))
+        data = self._format.dump(entry.key, entry.stamp, times, pack_tags(entry.tags), entry.body)
+        link.parts += 1
+        part = f"{self._base}part:{link.token}:{link.parts}"
+        args: list[str | int] = [
+            *entry.stamp,
+            ceil((entry.expires - now) * 1000),
+            int(entry.has_stale_period),
+            *entry.tags,
+        ]
+        keys = [self._journal, self._entry_name(entry.key), part]
+        return pack("SET", part, data, "PX", PART_LIFE) + self._client.evalsha(link, WRITE, keys, args)
+
+    def _stored(self, link: Link, entry: Entry, part: Any, answer: Any, newest: Stamp, now: float) -> Written:
+        """What the replies to `_store` come to."""
+        if isinstance(answer, ReplyError):
+            raise self._client.refused(link, answer)
+        epoch, seq, cause, tag, softener = answer
+        self._see(newest, epoch, seq)
+        if cause == b"no part":
+            if isinstance(part, ReplyError):
+                raise self._client.refused(link, part)
+            raise BackendError(f"{self._client.address} evicted what was to be stored before it was in its place")
+        if cause is not None:
+            return Written(False, miss=Miss(_CAUSES[cause.decode()], _text(tag)))
+        packed = pack_tags(entry.tags)
+        name, body_at = self._entry_name(entry.key), TAGS_AT + len(packed)
+        link.remember(self._journal, entry.key, name, entry.tags, packed, body_at, softened=self._softened)
+        return Written(True, stale=softener is not None or now >= entry.fresh_until)
+
+    async def add_tags(self, key: str, tags: Iterable[str]) -> bool:
+        """Give the entry of `key` more tags. Whether it has them now.
+
+        If one of them was invalidated since the entry's data was read, the entry goes. What was built from it
+        before does not get them. (With `hmac_key` it takes two round trips: the seal is made here.)
+        """
+        added = tuple(tags)
+        if not self._sealed:
+            answer = await self._client.run(TAG, [self._journal, self._entry_name(key)], added)
+            return answer[2] is not None
+        reading = await self.read(key)
+        if reading.entry is None:
+            return False
+        reading.entry.tags = tuple(dict.fromkeys((*reading.entry.tags, *added)))
+        return (await self.write(reading.entry)).accepted
+
+    # --- what invalidates ---------------------------------------------------------------------------
+
+    async def invalidate(self, tags: Iterable[str], *, soft: bool = False) -> None:
+        names = tuple(tags)
+        await self._invalidating(
+            names, INVALIDATE, [self._journal], ["soft" if soft else "hard", self._max_tags, *names]
+        )
+
+    async def delete(self, key: str) -> bool:
+        answer = await self._invalidating((key,), DELETE, [self._journal, self._entry_name(key)], [key])
+        return bool(answer[2])
+
+    async def wipe(self) -> None:
+        """Begin a new epoch: everything that is stored becomes a miss, and goes as its time comes.
+
+        The `max_ttl` that was agreed on is forgotten too.
+        """
+        await self._invalidating((ROOT,), EPOCH, [self._journal], [0])
+
+    async def lease(self, tags: Iterable[str], holder: str, duration: float) -> bool:
+        """Hold `tags` for `holder`, for `duration` seconds: entries that carry one are invalid, and none is stored.
+
+        Again before the end, it goes on. Whether all of them were held without a break; the first time they were not.
+        A lease that ends counts as an invalidation.
+        """
+        names = tuple(tags)
+        answer = await self._invalidating(
+            names, LEASE, [self._journal], [holder, max(1, round(duration * 1000)), *names]
+        )
+        return not answer[2]
+
+    async def release(self, tags: Iterable[str], holder: str) -> None:
+        """Let go of `tags` and invalidate them, still held or not. Those that others hold too stay held."""
+        names = tuple(tags)
+        await self._invalidating(names, RELEASE, [self._journal], [holder, *names])
+
+    async def _invalidating(
+        self, tags: tuple[str, ...], script: Script, keys: Sequence[str], args: Sequence[str | int]
+    ) -> list[Any]:
+        try:
+            return await self._client.run(script, keys, args, takes_number=True)
+        except BackendError as error:
+            raise InvalidationError(f"{_listed(tags)} may not have been invalidated: {error}", tags) from error
+
+    async def agree(self, max_ttl: float) -> None:
+        wanted, ours = round(max_ttl * MICRO), self._client.max_ttl
+        if ours in (0, wanted):
+            self._client.max_ttl = wanted
+            try:
+                *_, theirs = await self._client.open()
+            except BaseException:
+                self._client.max_ttl = ours
+                raise
+            if theirs == wanted:
+                return
+            self._client.max_ttl = ours
+        else:
+            theirs = ours
+        raise ConfigurationError(
+            f"max_ttl={max_ttl:.15g}: the journal of {self._client.address} was made with "
+            f"max_ttl={theirs / MICRO:.15g}. Caches that share a backend must agree on it; to change it, stop them all "
+            f"and call `await backend.wipe()`, which drops everything"
+        )
+
+
+def _check_client(client: object) -> None:
+    if isinstance(client, str):
+        raise ConfigurationError(f"RedisBackend({_without_password(client)!r}): write RedisBackend.from_url(...)")
+    if not isinstance(client, Redis):
+        raise ConfigurationError(
+            f"RedisBackend({type(client).__module__}.{type(client).__qualname__}): give a redis.asyncio.Redis, or use "
+            f"RedisBackend.from_url(...)"
+        )
+
+
+def _check_url(url: str) -> None:
+    """Refuse what redis-py passes over."""
+    if not isinstance(url, str):
+        raise TypeError(f"a URL is a str, not {type(url).__qualname__}")
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        if not parts.path.strip("/"):
+            raise ValueError("the path of the socket is missing")
+    elif not re.fullmatch(r"/?\d*", parts.path):
+        raise ValueError(f"the database is a number, not {parts.path[1:]!r}")
+
+
+def _without_password(url: object) -> str:
+    if not isinstance(url, str):
+        return repr(url)
+    try:
+        parts = urlsplit(url)
+        if "@" not in parts.netloc:
+            return url
+        return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
+    except ValueError:
+        return "..."
+
+
+def _without_entry(reading: Reading) -> Reading:
+    if reading.miss is None or reading.entry is None:
+        return reading
+    return Reading(reading.stamp, None, miss=reading.miss)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
+
+
+def _listed(tags: tuple[str, ...]) -> str:
+    shown = ", ".join(describe(tag) for tag in tags[:5])
+    return f"{shown} and {len(tags) - 5} more" if len(tags) > 5 else shown

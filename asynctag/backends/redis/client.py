@@ -1,0 +1,240 @@
+"""The server as the backend sees it: a connection for each event loop, and what becomes of those that fail."""
+
+import asyncio
+import contextvars
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakSet
+
+from hiredis import ReplyError
+from redis.asyncio import Redis
+from redis.asyncio.connection import ConnectionPool
+
+from asynctag.backends.base import Stamp
+from asynctag.backends.redis.breaker import Breaker
+from asynctag.backends.redis.connection import ConnectionLostError, TimedOutError, pack
+from asynctag.backends.redis.link import Link, open_link
+from asynctag.backends.redis.replies import Outcome, outcome, refusal
+from asynctag.backends.redis.scripts import EPOCH, OPEN, Script
+from asynctag.errors import BackendError, ConfigurationError
+
+
+class MovedError(BackendError):
+    """The server is not the one to talk to any more."""
+
+
+class WentBackError(Exception):
+    """The journal has lost numbers that it had given."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(epoch)
+        self.epoch = epoch
+
+
+# A forked child shares its parent's sockets: it must leave them alone.
+_clients: "WeakSet[Client]" = WeakSet()
+
+
+def _abandon_connections() -> None:
+    for client in _clients:
+        client.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_connections)
+
+
+class Client:
+    """Connections to a server, one for each event loop, and scripts on `journal`, the name of the journal.
+
+    `max_ttl` is what the journal is to be made with, in microseconds (0: not known yet); `newest` is the journal's
+    stamp as far as this process has seen it.
+    """
+
+    def __init__(self, redis: Redis, journal: str, *, timeout: float, connect_timeout: float, max_waiting: int) -> None:
+        self.address = address_of(redis.connection_pool)
+        self.max_ttl = 0
+        self.newest = Stamp(0, 0)
+        self._redis = redis
+        self._journal = journal
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._max_waiting = max_waiting
+        self._breaker = Breaker(time.monotonic)
+        self._links: dict[asyncio.AbstractEventLoop, Link] = {}
+        self._connecting: dict[asyncio.AbstractEventLoop, asyncio.Task[Link]] = {}
+        _clients.add(self)
+
+    # --- connections -------------------------------------------------------------------------------
+
+    async def link(self) -> Link:
+        """The connection of the event loop that runs here, with room for a command."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise ConfigurationError(
+                "RedisBackend runs on asyncio alone, as redis-py does: there is none here"
+            ) from None
+        link = self._links.get(loop)
+        if link is None or link.connection.closed:
+            link = await self._connected(loop)
+        if link.connection.is_full:
+            await link.connection.room()
+        return link
+
+    async def _connected(self, loop: asyncio.AbstractEventLoop) -> Link:
+        """A new connection; those who come while it is made share it."""
+        making = self._connecting.get(loop)
+        if making is None:
+            self._breaker.check()
+            self._drop_closed_loops()
+            # In a context of its own: who came first may be cancelled, or be somebody's request.
+            making = loop.create_task(self._connect(loop), context=contextvars.Context())
+            self._connecting[loop] = making
+            making.add_done_callback(lambda task: self._made(loop, task))
+        elif self._breaker.is_open:
+            raise BackendError(f"{self.address} is being tried by somebody else, after it had failed")
+        return await asyncio.shield(making)
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop) -> Link:
+        try:
+            link = await open_link(
+                self._redis,
+                self.address,
+                connect_timeout=self._connect_timeout,
+                timeout=self._timeout,
+                max_waiting=self._max_waiting,
+            )
+            # The first command: a server that did not write the journal begins a new epoch, before anything is trusted.
+            try:
+                await self._send(link, OPEN, [self._journal], [])
+            except BaseException:
+                link.connection.close()
+                raise
+        except BackendError as error:
+            self._breaker.failed(str(error))
+            raise
+        self._breaker.worked()
+        self._links[loop] = link
+        return link
+
+    def _made(self, loop: asyncio.AbstractEventLoop, task: "asyncio.Task[Link]") -> None:
+        if self._connecting.get(loop) is task:
+            del self._connecting[loop]
+        if not task.cancelled():
+            task.exception()  # all who waited for it may have gone
+
+    def _drop_closed_loops(self) -> None:
+        for loop in [loop for loop in list(self._links) if loop.is_closed()]:
+            link = self._links.pop(loop, None)
+            if link is not None:
+                link.connection.close()
+        for loop in [loop for loop in list(self._connecting) if loop.is_closed()]:
+            self._connecting.pop(loop, None)
+
+    def abandon(self) -> None:
+        for link in self._links.values():
+            link.connection.abandon()
+        self._links = {}
+        self._connecting = {}
+        self._breaker = Breaker(time.monotonic)
+
+    async def close(self) -> None:
+        self._drop_closed_loops()
+        loop = asyncio.get_running_loop()
+        making = self._connecting.pop(loop, None)
+        if making is not None:
+            making.cancel()
+        link = self._links.pop(loop, None)
+        if link is not None:
+            link.connection.close()
+
+    def failing(self, link: Link, why: str) -> None:
+        """Count a connection that gave no answer, once for all who waited for one."""
+        if not link.failed:
+            link.failed = True
+            self._breaker.failed(why)
+
+    # --- commands ----------------------------------------------------------------------------------
+
+    def _arguments(self, link: Link, keys: Sequence[str], args: Sequence[str | int]) -> tuple[str | int, ...]:
+        return (len(keys), *keys, link.run, secrets.randbits(52) + 1, self.max_ttl, *args)
+
+    def evalsha(self, link: Link, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> bytes:
+        return pack("EVALSHA", script.sha, *self._arguments(link, keys, args))
+
+    async def _send(self, link: Link, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> list[Any]:
+        """The reply to a script."""
+        (answer,) = await link.connection.send(self.evalsha(link, script, keys, args), 1)
+        if isinstance(answer, ReplyError) and str(answer).startswith("NOSCRIPT"):
+            request = pack("EVAL", script.text, *self._arguments(link, keys, args))
+            (answer,) = await link.connection.send(request, 1)
+        if isinstance(answer, ReplyError):
+            raise self.refused(link, answer)
+        found: list[Any] = answer
+        return found
+
+    def refused(self, link: Link, reply: Exception) -> Exception:
+        what = outcome(reply)
+        if what is not Outcome.KEEP:
+            if what is Outcome.PAUSE:
+                self.failing(link, f"{self.address} said {reply}")
+            link.connection.close()
+        if what is Outcome.MOVE:
+            return MovedError(str(refusal(reply, self.address)))
+        return refusal(reply, self.address)
+
+    async def open(self) -> list[Any]:
+        """The journal's stamp, and the `max_ttl` that it was made with."""
+        return await self.run(OPEN, [self._journal], [])
+
+    async def run(
+        self, script: Script, keys: Sequence[str], args: Sequence[str | int], *, takes_number: bool = False
+    ) -> list[Any]:
+        """The reply to a script; asked once more, on a new connection, where the first was lost.
+
+        If the journal has gone back, a new epoch begins first.
+        """
+        for last in (False, True):
+            link, newest = await self.link(), self.newest
+            try:
+                answer = await self._send(link, script, keys, args)
+            except TimedOutError as error:
+                self.failing(link, str(error))
+                raise
+            except (ConnectionLostError, MovedError):
+                if last:
+                    raise
+            else:
+                epoch, seq = answer[:2]
+                if not self.note(newest, Stamp(epoch, seq), takes_number):
+                    await self.begin_epoch(epoch)
+                return answer
+        raise AssertionError("unreachable")
+
+    def note(self, newest: Stamp, stamp: Stamp, takes_number: bool = False) -> bool:
+        """Whether a reply's stamp is one that the journal can have that gave `newest` before the command was sent."""
+        if stamp.epoch == newest.epoch and stamp.seq < newest.seq + takes_number:
+            return False
+        if stamp.epoch != self.newest.epoch or stamp.seq > self.newest.seq:
+            self.newest = stamp
+        return True
+
+    async def begin_epoch(self, seen: int) -> Stamp:
+        """A new epoch, if it is still the one that was `seen`: writes that the journal had were lost."""
+        link = await self.link()
+        epoch, seq = await self._send(link, EPOCH, [self._journal], [seen])
+        self.newest = Stamp(epoch, seq)
+        return self.newest
+
+
+def address_of(pool: ConnectionPool) -> str:
+    """Where a pool connects to, as it may be shown."""
+    options = pool.connection_kwargs
+    if service := getattr(pool, "service_name", None):
+        return f"the master {service!r} of Sentinel"
+    where = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+    return f"Redis at {where}" + (f", database {options['db']}" if options.get("db") else "")

@@ -1,0 +1,177 @@
+-- What every script begins with: the journal, and what is held against it. The loader puts it before each of them.
+--
+-- The journal is one sorted set. Its members are tags, with the number of their last invalidation as score (+inf: held
+-- by an open transaction), softened tags with a "~" before them, and a few reserved members that no tag can be
+-- (tags hold a "|") whose scores are negative: pruning by score cannot reach them.
+--
+--   epoch, seq, floor   as in the design          soft     the number of the last soft invalidation
+--   run:<id>            the server it belongs to  max_ttl  in microseconds
+--   mark, marked        the number that the journal had at a time, and the time in milliseconds: for pruning
+--
+-- KEYS[1] is the journal. ARGV[1] is the server's run id, ARGV[2] an epoch to take should a new one be needed,
+-- ARGV[3] the max_ttl to put down in a new journal (0: none was agreed on yet). Each script's own follow.
+
+local journal = KEYS[1]
+local base = string.sub(journal, 1, -8) -- without "journal"
+local RUN_SCORE = -9007199254740992
+local CHUNK = 1000 -- `unpack` is bounded by Lua's stack
+local epoch, seq, floor, soft
+
+local function set(member, number)
+  redis.call('ZADD', journal, -number, member)
+end
+
+-- Everything from before is a miss from here on. Numbers, and what open transactions hold, go on.
+local function begin_epoch()
+  redis.call('ZREMRANGEBYSCORE', journal, RUN_SCORE, RUN_SCORE)
+  redis.call('ZADD', journal, RUN_SCORE, 'run:' .. ARGV[1])
+  epoch = tonumber(ARGV[2])
+  set('epoch', epoch)
+end
+
+-- A journal that is missing, or that another server wrote (or this one, before a restart), is not to be trusted.
+local function open()
+  local found = redis.call('ZMSCORE', journal, 'epoch', 'seq', 'floor', 'soft', 'run:' .. ARGV[1])
+  epoch = found[1] and -tonumber(found[1])
+  seq = found[2] and -tonumber(found[2]) or 0
+  floor = found[3] and -tonumber(found[3]) or 0
+  soft = found[4] and -tonumber(found[4]) or 0
+  if not (epoch and found[5]) then
+    begin_epoch()
+    set('seq', seq)
+    if tonumber(ARGV[3]) > 0 and not redis.call('ZSCORE', journal, 'max_ttl') then
+      set('max_ttl', tonumber(ARGV[3]))
+    end
+  end
+end
+
+local function take_number()
+  seq = seq + 1
+  set('seq', seq)
+  return seq
+end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- The arguments from `first` on.
+local function rest(first)
+  local found = {}
+  for i = first, #ARGV do
+    found[#found + 1] = ARGV[i]
+  end
+  return found
+end
+
+-- Give `number` to each of the tags, with `mark` before them; with 'GT' where they have no higher one.
+local function number_tags(number, tags, mark, how)
+  for first = 1, #tags, CHUNK do
+    local pairs_of = {}
+    for i = first, math.min(first + CHUNK - 1, #tags) do
+      pairs_of[#pairs_of + 1] = number
+      pairs_of[#pairs_of + 1] = mark .. tags[i]
+    end
+    if how then
+      redis.call('ZADD', journal, how, unpack(pairs_of))
+    else
+      redis.call('ZADD', journal, unpack(pairs_of))
+    end
+  end
+end
+
+-- The first of the tags whose number is above `number`, and whether it is leased.
+local function find_above(number, tags, mark)
+  for first = 1, #tags, CHUNK do
+    local last = math.min(first + CHUNK - 1, #tags)
+    local names = tags
+    if mark ~= '' then
+      names = {}
+      for i = first, last do
+        names[i] = mark .. tags[i]
+      end
+    end
+    local scores = redis.call('ZMSCORE', journal, unpack(names, first, last))
+    for i = 1, last - first + 1 do
+      local score = scores[i]
+      if score then
+        if score == 'inf' then
+          return tags[first + i - 1], true
+        elseif tonumber(score) > number then
+          return tags[first + i - 1], false
+        end
+      end
+    end
+  end
+end
+
+-- Why an entry is not valid now, and by which tag; nil if it is.
+local function why_invalid(its_epoch, its_seq, tags)
+  if its_epoch ~= epoch then
+    return 'lost'
+  end
+  if its_seq < floor then
+    return 'pruned'
+  end
+  local tag, leased = find_above(its_seq, tags, '')
+  if tag then
+    return leased and 'leased' or 'invalidated', tag
+  end
+end
+
+local function softened_by(its_seq, tags)
+  if soft > its_seq then
+    return (find_above(its_seq, tags, '~'))
+  end
+end
+
+-- What stands before the body of an entry (see format.py): its bytes, stamp and tags; nil for what is none of ours.
+local FIXED = 56
+local function head_of(key)
+  local head = redis.pcall('GETRANGE', key, 0, 1023)
+  if type(head) ~= 'string' or #head < FIXED or string.sub(head, 1, 3) ~= 'AT\1' then
+    return
+  end
+  local its_epoch, its_seq = struct.unpack('<dd', head, 5)
+  local length = struct.unpack('<I4', head, FIXED - 3)
+  if FIXED + length > #head then
+    head = redis.call('GETRANGE', key, 0, FIXED + length - 1)
+    if #head < FIXED + length then
+      return
+    end
+  end
+  head = string.sub(head, 1, FIXED + length)
+  local good, tags = pcall(cmsgpack.unpack, string.sub(head, FIXED + 1))
+  if good and type(tags) == 'table' then
+    return head, its_epoch, its_seq, tags
+  end
+end
+
+-- A tag that is held by nobody: who held it was in a part of the journal that was lost.
+local function lost_holders(tag)
+  if redis.call('ZSCORE', journal, tag) == 'inf' and redis.call('EXISTS', base .. 'lease:' .. tag) == 0 then
+    begin_epoch()
+    return true
+  end
+end
+
+-- A lease that has ended still counts for readers. Whoever writes and meets it makes an invalidation of it.
+local function settle(tag)
+  if lost_holders(tag) then
+    redis.call('ZADD', journal, take_number(), tag)
+    return
+  end
+  local key = base .. 'lease:' .. tag
+  local holders, now, held = redis.call('HGETALL', key), now_ms(), false
+  for i = 1, #holders, 2 do
+    if tonumber(holders[i + 1]) > now then
+      held = true
+    else
+      redis.call('HDEL', key, holders[i])
+    end
+  end
+  if not held then
+    redis.call('ZADD', journal, take_number(), tag)
+  end
+end

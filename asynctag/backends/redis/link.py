@@ -1,0 +1,106 @@
+"""A connection of one event loop, and what is known of the server behind it."""
+
+import re
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from hiredis import ReplyError
+from redis.asyncio import Redis
+
+from asynctag.backends.redis.connection import Connection, connect, pack
+from asynctag.backends.redis.replies import not_a_cluster, refusal
+from asynctag.backends.redis.scripts import ALL
+from asynctag.errors import ConfigurationError
+
+#: Of how many keys it is remembered which tags their entries had, and how many bytes those may have.
+MAX_KNOWN, MAX_TAGS_KNOWN = 10_000, 8192
+
+REDIS_NEEDED, VALKEY_NEEDED = (7, 0), (7, 2)
+
+#: What the journal says of itself, asked for with the tags of every entry.
+RESERVED = ("epoch", "seq", "floor", "soft")
+
+
+class Known:
+    """The tags that an entry had when it was last seen, and the request for it and for the journal's word on them.
+
+    Whoever asks so gets an answer that is worth as much as a script's, if the entry still has these tags. With
+    `softened`, it asks for soft invalidations of each tag too.
+    """
+
+    __slots__ = ("body_at", "packed", "request", "softened", "tags")
+
+    def __init__(self, request: bytes, tags: tuple[str, ...], packed: bytes, body_at: int, softened: bool) -> None:
+        self.request = request
+        self.tags = tags
+        self.packed = packed
+        self.body_at = body_at
+        self.softened = softened
+
+
+class Link:
+    """A connection with the server's run id, which tells a restarted or another server from the one before."""
+
+    def __init__(self, connection: Connection, run: str, address: str) -> None:
+        self.connection = connection
+        self.run = run
+        self.address = address
+        self.known: dict[str, Known] = {}
+        #: For the names of what is on its way into its place.
+        self.token = secrets.token_hex(8)
+        self.parts = 0
+        self.failed = False  # it has been counted as a failure
+
+    def remember(
+        self, journal: str, key: str, name: str, tags: tuple[str, ...], packed: bytes, body_at: int, *, softened: bool
+    ) -> None:
+        """Note the tags of the entry `key`, which stands under `name`."""
+        if len(packed) > MAX_TAGS_KNOWN:
+            return
+        softs = [f"~{tag}" for tag in tags] if softened else []
+        # GETEX, not GET: as a write it is refused by a demoted master (see scripts.py), and it changes nothing.
+        request = pack("GETEX", name) + pack("ZMSCORE", journal, *RESERVED, f"run:{self.run}", *tags, *softs)
+        if key not in self.known and len(self.known) >= MAX_KNOWN:
+            del self.known[next(iter(self.known))]
+        self.known[key] = Known(request, tags, packed, body_at, softened)
+
+
+async def open_link(client: Redis, address: str, *, connect_timeout: float, timeout: float, max_waiting: int) -> Link:
+    """Connect, see who is there, and give it the scripts."""
+    connection = await connect(client, connect_timeout=connect_timeout, timeout=timeout, max_waiting=max_waiting)
+    try:
+        loads = [pack("SCRIPT", "LOAD", script.text) for script in ALL]
+        info, *loaded = await connection.send(b"".join((pack("INFO", "server"), *loads)), 1 + len(ALL))
+        if isinstance(info, ReplyError):
+            raise refusal(info, address)
+        facts = read_info(info)
+        check_server(facts, loaded, address)
+        return Link(connection, facts["run_id"], address)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def read_info(info: bytes | str) -> dict[str, str]:
+    """The fields of an INFO reply."""
+    text = info.decode("utf-8", "replace") if isinstance(info, bytes) else info
+    return dict(re.findall(r"^(\w+):([^\r\n]*)", text, re.MULTILINE))
+
+
+def check_server(facts: dict[str, str], loaded: Sequence[Any], address: str) -> None:
+    """Raise `ConfigurationError` for a server that lacks what is needed, naming its version."""
+    if facts.get("redis_mode") == "cluster":
+        raise not_a_cluster(address, "redis_mode:cluster")
+    what, version, needed = "Redis", facts.get("redis_version", ""), REDIS_NEEDED
+    if "valkey_version" in facts:
+        what, version, needed = "Valkey", facts["valkey_version"], VALKEY_NEEDED
+    numbers = tuple(int(one) for one in re.findall(r"\d+", version)[:2])
+    if "run_id" not in facts or numbers < needed:
+        raise ConfigurationError(
+            f"{address} is {what} {version or 'of no version that it tells'}: RedisBackend needs Redis "
+            f"{'.'.join(map(str, REDIS_NEEDED))} or Valkey {'.'.join(map(str, VALKEY_NEEDED))}, or newer"
+        )
+    for reply in loaded:
+        if isinstance(reply, ReplyError):
+            raise refusal(reply, address)

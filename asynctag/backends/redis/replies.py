@@ -1,0 +1,54 @@
+"""What the error replies of a server mean, and what is told to callers."""
+
+from enum import Enum, auto
+
+from asynctag.errors import AsynctagError, BackendError, ConfigurationError
+
+
+class Outcome(Enum):
+    """What becomes of a connection on which a server has refused."""
+
+    KEEP = auto()  # it refuses this command, now: the next may do
+    PAUSE = auto()  # it answers nothing for a while: leave it alone
+    MOVE = auto()  # it is not the one to talk to any more: connect anew
+
+
+#: By the first word of the reply. What is not here is KEEP, and said as the server says it.
+_KNOWN: dict[str, tuple[Outcome, str]] = {
+    "LOADING": (Outcome.PAUSE, "it is loading its data"),
+    "BUSY": (Outcome.PAUSE, "it is held up by a script that does not end"),
+    "MASTERDOWN": (Outcome.PAUSE, "it is a replica that has lost its master"),
+    "READONLY": (Outcome.MOVE, "it is a read-only replica: give the master's address, or a Sentinel client"),
+    "NOAUTH": (Outcome.MOVE, "it wants a password"),
+    "WRONGPASS": (Outcome.MOVE, "it refuses the password"),
+    "NOREPLICAS": (Outcome.KEEP, "it has fewer replicas than its min-replicas-to-write"),
+    "OOM": (Outcome.KEEP, "it is full, and evicts nothing (maxmemory-policy)"),
+    "MISCONF": (Outcome.KEEP, "it cannot save to its disk, and stops all writes"),
+    "NOPERM": (Outcome.KEEP, "its ACL forbids that to this user"),
+    "WRONGTYPE": (Outcome.KEEP, "something else stands under the name of our journal: choose another prefix="),
+}
+
+_CLUSTER = {"MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN", "TRYAGAIN"}
+
+
+def outcome(reply: Exception) -> Outcome:
+    return _KNOWN.get(_code(reply), (Outcome.KEEP, ""))[0]
+
+
+def refusal(reply: Exception, address: str) -> AsynctagError:
+    """What to raise for an error reply."""
+    code = _code(reply)
+    if code in _CLUSTER:
+        return not_a_cluster(address, str(reply))
+    _, meaning = _KNOWN.get(code, (Outcome.KEEP, ""))
+    return BackendError(f"{address} refused: {meaning} ({reply})" if meaning else f"{address} refused: {reply}")
+
+
+def not_a_cluster(address: str, said: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{address} is a node of a Redis Cluster ({said}): RedisBackend needs a single server, or one behind Sentinel"
+    )
+
+
+def _code(reply: Exception) -> str:
+    return str(reply).partition(" ")[0]

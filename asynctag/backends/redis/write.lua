@@ -1,0 +1,38 @@
+-- Put an entry in its place, unless it is not valid now, or would replace one with a newer stamp. Its bytes were
+-- sent beforehand, as a part: what is large stays out of Lua, and a full server refuses it.
+-- KEYS[2]: the entry, KEYS[3]: the part. ARGV[4], [5]: its stamp, [6]: its life in milliseconds, [7]: 1 if it has a
+-- stale period, [8...]: its tags. -> epoch, seq, cause or false, tag or false, softened by or false
+
+open()
+local its_epoch, its_seq, tags = tonumber(ARGV[4]), tonumber(ARGV[5]), rest(8)
+local cause, tag = why_invalid(its_epoch, its_seq, tags)
+if cause == 'leased' then
+  settle(tag)
+end
+local life, softener = tonumber(ARGV[6]), nil
+if not cause and life <= 0 then
+  cause = 'expired'
+end
+if not cause then
+  softener = softened_by(its_seq, tags)
+  if softener and ARGV[7] ~= '1' then
+    cause, tag = 'invalidated', softener
+  end
+end
+if not cause then
+  local _, old_epoch, old_seq = head_of(KEYS[2])
+  if old_epoch == epoch and old_seq > its_seq then
+    cause = 'superseded'
+  end
+end
+if not cause then
+  local moved = redis.pcall('RENAME', KEYS[3], KEYS[2])
+  if moved.err then
+    cause = 'no part'
+  else
+    redis.call('PEXPIRE', KEYS[2], life)
+  end
+else
+  redis.call('UNLINK', KEYS[3])
+end
+return { epoch, seq, cause or false, tag or false, softener or false }

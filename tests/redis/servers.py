@@ -302,7 +302,7 @@ class Sentinel(Process):
 
         `options` are those that a sentinel has for a master: `failover_timeout="1000"`.
         """
-        # Where sentinels vote for different leaders, they try again after twice the second: by default in 6 minutes.
+        # Sentinels that voted for different leaders try again after twice that timeout: by default, in 6 minutes.
         options = {"down_after_milliseconds": "1000", "failover_timeout": "5000"} | options
         if master.password:
             options["auth_pass"] = master.password

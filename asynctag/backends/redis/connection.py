@@ -1,0 +1,489 @@
+"""One connection to Redis, shared by every caller of one event loop.
+
+Commands that are handed over in one turn of the loop leave in one write; replies come back in order, so a deque of
+futures says whose they are. redis-py makes the connection (TLS, passwords, Sentinel, Unix sockets, HELLO); then its
+transport gets a protocol of ours. On the path of a command there is no task, no lock and no timer.
+"""
+
+import asyncio
+import copy
+import os
+import ssl
+from collections import deque
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from time import monotonic
+from types import SimpleNamespace
+from typing import Any, cast
+from weakref import WeakSet
+
+import hiredis
+from redis import exceptions as refusals
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.backoff import NoBackoff
+
+from asynctag.errors import BackendError, ConfigurationError
+
+#: The age, in seconds, at which what is known of the server's clock is asked for again.
+CLOCK_AGE = 1.0
+
+#: From this size on, hiredis takes up to sixty times as long to pack a part as a join of bytes does.
+LARGE = 16_384
+
+#: How refusals begin that no retry changes: of a server too old for `HELLO`, and of a database that it has not.
+LASTING = ("unknown command", "NOPROTO", "DB index is out of range")
+
+#: What the reader answers when it needs more bytes. Not `False` or `None`: those are replies.
+_MORE = object()
+
+#: Stands in the place of a future for the replies to `TIME`, and of a transport for the writer of a stream.
+_NOBODY = cast("asyncio.Future[list[Any]]", None)
+_GONE = SimpleNamespace(is_closing=lambda: True)
+
+
+class ConnectionLostError(BackendError):
+    """The connection broke, or was closed, before the reply came.
+
+    `sent` is whether the command may have reached the server. If so, nobody knows whether it ran.
+    """
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class TimedOutError(BackendError):
+    """No reply, no connection or no room within the time. Whether a command ran is not known."""
+
+
+class _NotRedisError(BackendError):
+    """What came is no reply of Redis."""
+
+
+def pack(*parts: str | bytes | int) -> bytes:
+    """A command as it is sent: its name and its arguments."""
+    for part in parts:
+        if not isinstance(part, int) and len(part) > LARGE:
+            return _pack_large(parts)
+    return cast(bytes, hiredis.pack_command(cast(Any, parts)))
+
+
+def _pack_large(parts: tuple[str | bytes | int, ...]) -> bytes:
+    packed = [b"*%d\r\n" % len(parts)]
+    for part in parts:
+        raw = part if isinstance(part, bytes) else str(part).encode()
+        packed += (b"$%d\r\n" % len(raw), raw, b"\r\n")
+    return b"".join(packed)
+
+
+_TIME = pack("TIME")
+
+
+class Connection(asyncio.Protocol):
+    """A connection that `connect` has made. For the event loop that it was made in, and that one's thread."""
+
+    #: Nothing can be sent any more: make another connection.
+    closed: bool = False
+    #: Too much waits for replies, or for the socket: wait in `room()` before sending.
+    is_full: bool = False
+    #: The server's Unix time less `time.monotonic()` as it was when that time was asked for: with this offset the
+    #: server's clock is at most `monotonic() + clock_offset`. It is no older than a second at any reply.
+    clock_offset: float = 0.0
+
+    def __init__(self, transport: asyncio.Transport, address: str, timeout: float, max_waiting: int) -> None:
+        self.address = address
+        self._loop = loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = transport
+        self._timeout = timeout
+        self._max_waiting = max_waiting
+        # Bound once: they are called for every command.
+        self._new_future: Callable[[], asyncio.Future[list[Any]]] = loop.create_future
+        self._reader = reader = hiredis.Reader(notEnoughData=_MORE)
+        self._feed, self._gets = reader.feed, reader.gets
+        # What waits for replies: a future, the number of replies, and when it was handed over. Those at the end
+        # belong to `_unsent`, what is to be written in this turn.
+        self._pending: deque[tuple[asyncio.Future[list[Any]], int, float]] = deque()
+        self._unsent: list[bytes] = []
+        self._turn = 0.0
+        #: The replies so far to a request that gets several.
+        self._replies: list[Any] = []
+        #: How many replies are to come, with places kept for those called from `_queue`.
+        self._waiting = 0
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._paused = False
+        self._asked_time = -CLOCK_AGE
+        self._watchdog: asyncio.TimerHandle | None = None
+        self._suspect: object = None
+        self._guard = self._until_the_loop_ends()
+        _connections.add(self)
+
+    def send(self, request: bytes, replies: int) -> "asyncio.Future[list[Any]]":
+        """Hand over packed commands that get so many `replies` (one at least): the result is the list of those.
+
+        A refusal is a `hiredis.ReplyError` in the list. Raises `ConnectionLostError` if the connection is closed.
+        """
+        if self.closed:
+            raise ConnectionLostError(f"the connection to {self.address} is closed", sent=False)
+        unsent = self._unsent
+        if not unsent:
+            self._turn = monotonic()
+            self._loop.call_soon(self._flush)
+        unsent.append(request)
+        future = self._new_future()
+        self._pending.append((future, replies, self._turn))
+        self._waiting += replies
+        if self._waiting >= self._max_waiting:
+            self.is_full = True
+        return future
+
+    def _flush(self) -> None:
+        unsent, transport = self._unsent, self._transport
+        if not unsent or transport is None:
+            return  # It was closed after the last `send`.
+        now = monotonic()
+        if now - self._asked_time >= CLOCK_AGE:
+            self._asked_time = now
+            self._pending.insert(len(self._pending) - len(unsent), (_NOBODY, 0, now))
+            unsent.insert(0, _TIME)
+        if self._watchdog is None:
+            self._watchdog = self._loop.call_later(self._timeout, self._watch)
+        data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
+        unsent.clear()
+        transport.write(data)
+
+    def data_received(self, data: bytes) -> None:
+        pending, gets, answered = self._pending, self._gets, 0
+        self._feed(data)
+        try:
+            while (reply := gets()) is not _MORE:
+                if type(reply) is hiredis.PushNotification:
+                    continue  # Nobody here has asked for it.
+                if not pending:
+                    raise hiredis.ProtocolError(f"a reply to nothing, {reply!r}")
+                future, replies, handed_over = pending[0]
+                if replies == 1:
+                    reply = [reply]
+                elif replies:
+                    self._replies.append(reply)
+                    if len(self._replies) < replies:
+                        continue
+                    reply, self._replies = self._replies, []
+                else:
+                    self._set_clock(reply, handed_over)
+                    pending.popleft()
+                    continue
+                pending.popleft()
+                answered += replies
+                if not future.done():  # Its caller may have been cancelled.
+                    future.set_result(reply)
+        except hiredis.ProtocolError as error:
+            self._lose(_NotRedisError, f"{self.address} does not answer as Redis does: {error}")
+            return
+        self._waiting -= answered
+        if self.is_full:
+            self._make_room()
+
+    def _set_clock(self, reply: Any, asked: float) -> None:
+        try:
+            seconds, microseconds = reply
+            self.clock_offset = int(seconds) + int(microseconds) / 1e6 - asked
+        except (TypeError, ValueError):
+            raise hiredis.ProtocolError(f"the reply to TIME is {reply!r}") from None
+
+    # --- bounds: how much waits, and for how long --------------------------------------------------
+
+    async def room(self) -> None:
+        """Wait until there is room, first come, first served. Call `send` next, with no `await` between.
+
+        Raises `TimedOutError` after the timeout, `ConnectionLostError` when the connection is closed.
+        """
+        if self.closed:
+            raise ConnectionLostError(f"the connection to {self.address} is closed", sent=False)
+        if not self.is_full:
+            return
+        place: asyncio.Future[None] = self._loop.create_future()
+        self._queue.append(place)
+        expiry = self._loop.call_later(self._timeout, self._expire, place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled() and place.exception() is None:
+                self._waiting -= 1  # It was called, and then cancelled: the place goes to the next one.
+                self._make_room()
+            raise
+        finally:
+            expiry.cancel()
+        # The place kept for it is free for its `send`; whatever that leaves is given away after it.
+        self._waiting -= 1
+        self._loop.call_soon(self._make_room)
+
+    def _expire(self, place: "asyncio.Future[None]") -> None:
+        if not place.done():
+            place.set_exception(TimedOutError(f"no room on the connection to {self.address} in {self._timeout} s"))
+
+    def _make_room(self) -> None:
+        """Call as many from the queue as there are places, and keep those for them."""
+        while not self._paused and self._queue and self._waiting < self._max_waiting:
+            place = self._queue.popleft()
+            if not place.done():
+                place.set_result(None)
+                self._waiting += 1
+        self.is_full = self._paused or self._waiting >= self._max_waiting
+
+    def pause_writing(self) -> None:
+        self._paused = self.is_full = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._make_room()
+
+    def _watch(self) -> None:
+        """Break the connection if the oldest command has waited too long for its reply."""
+        self._watchdog = None
+        if not self._pending:
+            return
+        oldest = self._pending[0]
+        left = oldest[2] + self._timeout - monotonic()
+        if left <= 0:
+            if self._suspect is oldest:
+                self._lose(TimedOutError, f"{self.address} did not reply within {self._timeout} s")
+                return
+            # If it was the loop that stood still, the reply may be there to be read: one more look.
+            self._suspect, left = oldest, self._timeout / 16
+        self._watchdog = self._loop.call_later(left, self._watch)
+
+    # --- the end -----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Give it up at once; callers that wait get `ConnectionLostError`. From any thread, and after its loop's end."""
+        if self._loop.is_running() and not self._runs_here():
+            self._loop.call_soon_threadsafe(self.close)
+        else:
+            self._lose(_lost, f"the connection to {self.address} was closed")
+
+    def _runs_here(self) -> bool:
+        try:
+            return asyncio.get_running_loop() is self._loop
+        except RuntimeError:
+            return False
+
+    def eof_received(self) -> None:
+        self._lose(_lost, f"{self.address} closed the connection")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._lose(_lost, f"the connection to {self.address} broke", exc)
+
+    def _lose(self, error: Callable[[str], BackendError], message: str, cause: Exception | None = None) -> None:
+        if not self.closed:
+            self.closed = True
+            _connections.discard(self)
+            self._end_guard()
+            if self._watchdog is not None:
+                self._watchdog.cancel()
+            if not self._loop.is_closed():  # Otherwise nobody is left who could be told.
+                self._fail_all(error, message, cause)
+        transport = self._transport
+        if transport is not None and self._loop.is_closed():
+            self._transport = None
+            _abort_without_loop(transport)
+        elif transport is not None:
+            transport.abort()
+
+    def _fail_all(self, error: Callable[[str], BackendError], message: str, cause: Exception | None) -> None:
+        futures = [future for future, replies, _ in self._pending if replies]
+        sent = len(futures) - len(self._unsent)
+        failed: list[tuple[asyncio.Future[Any], BackendError]] = [(one, error(message)) for one in futures[:sent]]
+        failed += [(one, ConnectionLostError(message, sent=False)) for one in (*futures[sent:], *self._queue)]
+        for future, why in failed:
+            if not future.done():
+                why.__cause__ = cause
+                future.set_exception(why)
+        self._pending.clear()
+        self._unsent.clear()
+        self._queue.clear()
+
+    def abandon(self) -> None:
+        """Forget it, in a forked child. Socket and selector are shared with the parent: they are left alone."""
+        if self._transport is not None:
+            # For ever, so that nothing of it is finalized.
+            _abandoned.append((self, self._transport))
+            self.closed = True
+            self._transport = None
+            self._end_guard()
+
+    async def _until_the_loop_ends(self) -> AsyncGenerator[None, None]:
+        """Started, and left at its `yield`: `loop.shutdown_asyncgens()` runs the rest as the loop ends."""
+        try:
+            yield
+        finally:
+            self.close()
+
+    def _end_guard(self) -> None:
+        # By hand: left to the garbage collector, it would take a task of the loop.
+        if not self._guard.ag_running:
+            with suppress(StopIteration):
+                self._guard.aclose().send(None)
+
+    # --- the beginning -----------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        """Ask for the time: the first sample of the clock, and the proof that it is Redis that answers."""
+        await anext(self._guard)
+        self._asked_time = monotonic()
+        (reply,) = await self.send(_TIME, 1)
+        if isinstance(reply, hiredis.ReplyError):
+            raise reply
+        self._set_clock(reply, self._asked_time)
+
+
+def _lost(message: str) -> ConnectionLostError:
+    return ConnectionLostError(message, sent=True)
+
+
+# Sockets of a parent, in a forked child; and those that a child would have to leave alone.
+_abandoned: list[object] = []
+_connections: "WeakSet[Connection]" = WeakSet()
+
+
+def _abandon_all() -> None:
+    for connection in list(_connections):
+        connection.abandon()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)
+
+
+def _abort_without_loop(transport: asyncio.Transport) -> None:
+    """Close a transport whose loop is closed. What `abort()` has the loop do is done here (uvloop does it itself)."""
+    with suppress(RuntimeError):  # "Event loop is closed"
+        transport.abort()
+    carrier = getattr(getattr(transport, "_ssl_protocol", None), "_transport", transport)
+    if finish := getattr(carrier, "_call_connection_lost", None):
+        with suppress(RuntimeError):
+            finish(None)
+
+
+async def connect(client: Redis, *, connect_timeout: float, timeout: float, max_waiting: int = 10_000) -> Connection:
+    """A connection to the server of `client`, with its settings but none of its retries. Times are in seconds.
+
+    Raises `BackendError`, and `ConfigurationError` for what no retry would change.
+    """
+    address = _address(client)
+    try:
+        handshake = _Handshake(client, connect_timeout)
+    except (TypeError, ValueError, refusals.RedisError) as error:
+        raise ConfigurationError(f"the client for {address} cannot make connections: {error}") from error
+    connection = None
+    try:
+        async with asyncio.timeout(connect_timeout):
+            transport, early = await handshake.run()
+            connection = Connection(transport, address, timeout, max_waiting)
+            transport.set_protocol(connection)
+            connection.data_received(early)
+            await connection._begin()
+            return connection
+    except BaseException as error:
+        if connection is not None:
+            connection.close()
+        if isinstance(error, Exception):
+            raise _explained(error, address, connect_timeout) from error
+        raise
+    finally:
+        handshake.end()
+
+
+class _Handshake:
+    """redis-py's part: it connects with the settings of a client, once, and does nothing else."""
+
+    def __init__(self, client: Redis, seconds: float) -> None:
+        self._sentinels: list[Redis] = []
+        pool = client.connection_pool
+        if isinstance(pool, SentinelConnectionPool):
+            pool = self._with_sentinels_of_its_own(pool, seconds)
+        self._pool = pool  # The connection has no more than a proxy of it.
+        self._connection = connection = pool.make_connection()
+        if isinstance(pool, SentinelConnectionPool):
+            connection.connection_pool = pool
+        connection.retry = Retry(NoBackoff(), 0)
+        connection.health_check_interval = 0
+        connection.maint_notifications_config = None
+        connection.socket_timeout = connection.socket_connect_timeout = None
+        connection.disconnect = self._disconnect
+
+    def _with_sentinels_of_its_own(self, pool: SentinelConnectionPool, seconds: float) -> SentinelConnectionPool:
+        """A copy that asks with clients of its own: what the user's have in their pools may be of another loop."""
+        asked = copy.copy(pool.sentinel_manager)
+        share = seconds / (len(asked.sentinels) + 1)
+        settings = asked.sentinel_kwargs | {
+            "retry": Retry(NoBackoff(), 0),
+            "socket_connect_timeout": share,
+            "socket_timeout": share,
+        }
+        where = [one.connection_pool.connection_kwargs for one in asked.sentinels]
+        asked.sentinels = self._sentinels = [Redis(host=one["host"], port=one["port"], **settings) for one in where]
+        own = copy.copy(pool)
+        own.sentinel_manager = asked
+        own._available_connections, own._in_use_connections = [], set()
+        return own
+
+    async def run(self) -> tuple[asyncio.Transport, bytes]:
+        """A transport that is past the handshake, and the bytes that have come since."""
+        connection = self._connection
+        await connection.connect()
+        reader, writer, transport = connection._reader, connection._writer, connection._writer.transport
+        early = bytes(reader._buffer)
+        reader._buffer.clear()
+        parsed = getattr(connection._parser, "_reader", None)
+        if reader.at_eof() or reader.exception() or transport.is_closing() or (parsed and parsed.has_data()):
+            raise BackendError("the server closed the connection, or sent what nobody had asked for")
+        # Neither of them is to close the transport, or to warn, when it is garbage.
+        connection._reader = connection._writer = None
+        writer._transport = _GONE
+        transport.resume_reading()
+        return transport, early
+
+    async def _disconnect(self, *_: object, **__: object) -> None:
+        """In the place of redis-py's own, which is polite: with TLS, it waits for the server's goodbye."""
+        _drop(self._connection)
+
+    def end(self) -> None:
+        """Leave nothing open but a transport that was given away."""
+        _drop(self._connection)
+        for sentinel in self._sentinels:
+            pool = sentinel.connection_pool
+            for connection in (*pool._available_connections, *pool._in_use_connections):
+                _drop(connection)
+
+
+def _drop(connection: Any) -> None:
+    writer = connection._writer
+    connection._reader = connection._writer = None
+    if writer is not None:
+        writer.transport.abort()
+
+
+def _address(client: Redis) -> str:
+    pool = client.connection_pool
+    where = pool.connection_kwargs
+    if isinstance(pool, SentinelConnectionPool):
+        return f"the master {pool.service_name!r} of Sentinel"
+    return f"Redis at {where.get('path') or '{host}:{port}'.format_map({'host': 'localhost', 'port': 6379} | where)}"
+
+
+def _explained(error: Exception, address: str, seconds: float) -> BackendError | ConfigurationError:
+    """What `connect` raises where this is why it has failed."""
+    if isinstance(error, TimeoutError | refusals.TimeoutError):
+        return TimedOutError(f"no connection to {address} within {seconds} s")
+    if isinstance(error, refusals.InvalidResponse | _NotRedisError):
+        return ConfigurationError(
+            f"{address} does not answer as Redis does: is it the address of a Redis server, and TLS where it should be "
+            f"(rediss://)? {error}"
+        )
+    if isinstance(error, refusals.ResponseError | hiredis.ReplyError) and str(error).startswith(LASTING):
+        return ConfigurationError(f"{address} refuses to be talked to: {error}")
+    return BackendError(f"no connection to {address}: {error}")

@@ -6,7 +6,6 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
@@ -102,8 +101,7 @@ class Miss(NamedTuple):
     tag: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """The answer to a read: the journal's stamp, and the entry or why there is none to serve.
 
     A valid entry past its freshness, or softly invalidated, is `stale`.

@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from asynctag.backends.base import Backend, Cause, Entry, Miss, Reading, Stamp, Written
 from asynctag.backends.redis.client import Client, MovedError, WentBackError
 from asynctag.backends.redis.connection import ConnectionLostError, TimedOutError, pack
-from asynctag.backends.redis.format import TAGS_AT, Format, Times, pack_tags
+from asynctag.backends.redis.format import TAGS_AT, Format, Head, Times, pack_tags
 from asynctag.backends.redis.link import Known, Link
 from asynctag.backends.redis.scripts import DELETE, EPOCH, INVALIDATE, LEASE, READ, RELEASE, TAG, WRITE, Script
 from asynctag.errors import BackendError, ConfigurationError, CorruptEntryError, InvalidationError
@@ -227,35 +227,44 @@ class RedisBackend(Backend):
         if type(answer[0]) is bytes:  # the older protocol, RESP2
             answer = [None if number is None else float(number) for number in answer]
         epoch, seq, floor, soft, run, *numbers = answer
-        if epoch is None or run is None:  # the journal is missing, or another server's: a script begins a new epoch
+        if epoch is None or seq is None or run is None:  # missing, or another server's: a script begins a new epoch
             return None
         journal = self._see(newest, int(-epoch), int(-seq))
         if body is None:
             return Reading(journal, None, miss=_ABSENT)
-        if type(body) is not bytes or not body.startswith(known.packed, TAGS_AT):
+        if type(body) is not bytes:
             return None
         try:
-            stamp, times, value = self._format.load_known(key, body, known.body_at)
+            if not body.startswith(known.head):
+                if not body.startswith(known.packed, TAGS_AT):
+                    return None
+                known.see(self._format.head(body))
+            plain = (
+                body[known.body_at :]
+                if known.as_is and not self._sealed
+                else self._format.body(key, body, known.body_at)
+            )
         except CorruptEntryError:
             return None
         miss = softener = None
-        its_seq, tags = stamp.seq, known.tags
+        stamp, tags = known.stamp, known.tags
+        its_seq = stamp.seq
         if stamp.epoch != journal.epoch:
             miss = Miss(Cause.LOST)
         elif floor is not None and its_seq < -floor:
             miss = Miss(Cause.PRUNED)
         else:
-            softened = soft is not None and -soft > its_seq
-            if softened and not known.softened:
+            if soft is not None and -soft > its_seq and not known.softened:
                 return None
-            for at, number in enumerate(numbers):
+            for number in numbers:
                 if number is not None and number > its_seq:
+                    at = next(at for at, one in enumerate(numbers) if one is not None and one > its_seq)
                     if at < len(tags):
                         miss = Miss(Cause.LEASED if number == inf else Cause.INVALIDATED, tags[at])
-                        break
-                    softener = tags[at - len(tags)]
+                    else:
+                        softener = tags[at - len(tags)]
                     break
-        return self._reading(link, key, journal, stamp, times, tags, value, len(body), miss, softener)
+        return self._reading(link, key, journal, stamp, known.times, tags, plain, len(body), miss, softener)
 
     def _judge_by_script(self, link: Link, key: str, body: Any, answer: Any, newest: Stamp) -> Reading | None:
         epoch, seq, soft, about = answer
@@ -266,22 +275,22 @@ class RedisBackend(Backend):
         try:
             if type(body) is not bytes:
                 raise CorruptEntryError("no string")
-            record = self._format.load(key, body)
-            if key not in record.tags:
+            head = self._format.head(body)
+            tags, plain = self._format.tags(head), self._format.body(key, body, len(head.raw))
+            if key not in tags:
                 raise CorruptEntryError("an entry that does not carry its key: it was stored under another")
         except CorruptEntryError as error:
             logger.warning("%s is taken for a miss: %s", key, error)
             return Reading(journal, None, miss=Miss(Cause.CORRUPT))
-        if about is None or about[0] != record.head:  # another was stored in between
+        if about is None or about[0] != head.raw:  # another was stored in between
             return None
         _, cause, tag, softener = about
         miss = Miss(_CAUSES[cause.decode()], _text(tag)) if cause is not None else None
-        packed = record.head[TAGS_AT:]
-        name = self._entry_name(key)
-        link.remember(self._journal, key, name, record.tags, packed, len(record.head), softened=self._softened)
-        return self._reading(
-            link, key, journal, record.stamp, record.times, record.tags, record.body, len(body), miss, _text(softener)
-        )
+        self._remember(link, key, tags, head)
+        return self._reading(link, key, journal, head.stamp, head.times, tags, plain, len(body), miss, _text(softener))
+
+    def _remember(self, link: Link, key: str, tags: tuple[str, ...], head: Head) -> None:
+        link.remember(self._journal, key, self._entry_name(key), tags, head, softened=self._softened)
 
     def _reading(
         self,
@@ -298,33 +307,25 @@ class RedisBackend(Backend):
     ) -> Reading:
         """A reading of an entry, with its times by the clock of this process."""
         offset = link.connection.clock_offset
-        renew_from, fresh_until, stale_until, expires = times
-        entry = Entry(
-            key,
-            body,
-            None,
-            None,
-            size,
-            tags,
-            stamp,
-            renew_from - offset,
-            fresh_until - offset,
-            stale_until - offset,
-            expires - offset,
-        )
+        renew, fresh, stale, expires = times
+        ends = (renew - offset, fresh - offset, stale - offset, expires - offset)
+        entry = Entry(key, body, None, None, size, tags, stamp, *ends)
         if miss is not None:
-            return Reading(journal, entry, miss=miss)
+            return Reading(journal, entry, False, miss)
         now = self.clock() + offset
         if now >= expires:
-            return Reading(journal, entry, miss=Miss(Cause.EXPIRED))
-        if softener is not None and not entry.has_stale_period:
-            return Reading(journal, entry, miss=Miss(Cause.INVALIDATED, softener))
-        return Reading(journal, entry, stale=softener is not None or now >= fresh_until)
+            return Reading(journal, entry, False, Miss(Cause.EXPIRED))
+        if softener is None:
+            return Reading(journal, entry, now >= fresh)
+        if not entry.has_stale_period:
+            return Reading(journal, entry, False, Miss(Cause.INVALIDATED, softener))
+        return Reading(journal, entry, True)
 
     def _see(self, newest: Stamp, epoch: int, seq: int) -> Stamp:
         """The journal's stamp by a reply to a command that was sent when `newest` was known."""
-        known = self._client.newest
-        stamp = known if seq == known.seq and epoch == known.epoch else Stamp(epoch, seq)
+        if seq == newest.seq and epoch == newest.epoch:
+            return newest
+        stamp = Stamp(epoch, seq)
         if not self._client.note(newest, stamp):
             raise WentBackError(epoch)
         return stamp
@@ -334,7 +335,7 @@ class RedisBackend(Backend):
         *_, about = await self._client.run(READ, [self._journal, self._entry_name(key)], [])
         if about is None or about[1] is not None:
             return None
-        return self._format.tags(about[0])
+        return self._format.tags(self._format.head(about[0]))
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -362,9 +363,9 @@ class RedisBackend(Backend):
         for last in (False, True):
             link, newest = await self._client.link(), self._client.newest
             now = self.clock()
-            requests = [self._store(link, entry, now) for entry in entries]
+            stores = [self._store(link, entry, now) for entry in entries]
             try:
-                answers = await link.connection.send(b"".join(requests), 2 * len(requests))
+                answers = await link.connection.send(b"".join([request for request, _ in stores]), 2 * len(stores))
             except TimedOutError as error:
                 self._client.failing(link, str(error))
                 raise
@@ -372,19 +373,19 @@ class RedisBackend(Backend):
                 break
             await link.connection.send(pack("SCRIPT", "LOAD", WRITE.text), 1)
         written = []
-        for entry, part, answer in zip(entries, answers[::2], answers[1::2], strict=True):
+        for entry, (_, head), part, answer in zip(entries, stores, answers[::2], answers[1::2], strict=True):
             try:
-                written.append(self._stored(link, entry, part, answer, newest, now))
+                written.append(self._stored(link, entry, head, part, answer, newest, now))
             except WentBackError as error:
                 await self._client.begin_epoch(error.epoch)
                 written.append(Written(False, miss=Miss(Cause.LOST)))
         return written
 
-    def _store(self, link: Link, entry: Entry, now: float) -> bytes:
-        """The request to store an entry, to which two replies come."""
+    def _store(self, link: Link, entry: Entry, now: float) -> tuple[bytes, Head]:
+        """The request to store an entry, to which two replies come, and what the entry begins with."""
         offset = link.connection.clock_offset
         times = Times(*(at + offset for at in (entry.renew_from, entry.fresh_until, entry.stale_until, entry.expires)))
-        data = self._format.dump(entry.key, entry.stamp, times, pack_tags(entry.tags), entry.body)
+        data, head = self._format.dump(entry.key, entry.stamp, times, pack_tags(entry.tags), entry.body)
         link.parts += 1
         part = f"{self._base}part:{link.token}:{link.parts}"
         args: list[str | int] = [
@@ -394,9 +395,11 @@ class RedisBackend(Backend):
             *entry.tags,
         ]
         keys = [self._journal, self._entry_name(entry.key), part]
-        return pack("SET", part, data, "PX", PART_LIFE) + self._client.evalsha(link, WRITE, keys, args)
+        return pack("SET", part, data, "PX", PART_LIFE) + self._client.evalsha(link, WRITE, keys, args), head
 
-    def _stored(self, link: Link, entry: Entry, part: Any, answer: Any, newest: Stamp, now: float) -> Written:
+    def _stored(
+        self, link: Link, entry: Entry, head: Head, part: Any, answer: Any, newest: Stamp, now: float
+    ) -> Written:
         """What the replies to `_store` come to."""
         if isinstance(answer, ReplyError):
             raise self._client.refused(link, answer)
@@ -408,9 +411,7 @@ class RedisBackend(Backend):
             raise BackendError(f"{self._client.address} evicted what was to be stored before it was in its place")
         if cause is not None:
             return Written(False, miss=Miss(_CAUSES[cause.decode()], _text(tag)))
-        packed = pack_tags(entry.tags)
-        name, body_at = self._entry_name(entry.key), TAGS_AT + len(packed)
-        link.remember(self._journal, entry.key, name, entry.tags, packed, body_at, softened=self._softened)
+        self._remember(link, entry.key, entry.tags, head)
         return Written(True, stale=softener is not None or now >= entry.fresh_until)
 
     async def add_tags(self, key: str, tags: Iterable[str]) -> bool:

@@ -35,6 +35,8 @@ _SEAL = 32
 #: Where the tags' length and the tags stand: from here on, two versions of an entry are mostly the same.
 TAGS_AT = _HEAD.size - 4
 
+FLAGS_AT = 3
+
 #: Read by the scripts: see FIXED in journal.lua.
 assert _HEAD.size == 56
 
@@ -51,14 +53,13 @@ class Times(NamedTuple):
     expires: float
 
 
-class Record(NamedTuple):
-    """What an entry is in Redis. `head` is what stands before the body."""
+class Head(NamedTuple):
+    """What stands before the body of an entry. `as_is`: the body is neither compressed nor sealed."""
 
+    raw: bytes
     stamp: Stamp
     times: Times
-    tags: tuple[str, ...]
-    head: bytes
-    body: bytes
+    as_is: bool
 
 
 def pack_tags(tags: tuple[str, ...]) -> bytes:
@@ -78,8 +79,8 @@ class Format:
         self._compress_from = compress_from
         self._max_body = max_body
 
-    def dump(self, name: str, stamp: Stamp, times: Times, packed_tags: bytes, body: bytes) -> bytes:
-        """The entry under `name`."""
+    def dump(self, name: str, stamp: Stamp, times: Times, packed_tags: bytes, body: bytes) -> tuple[bytes, Head]:
+        """The entry under `name`, and its head."""
         flags = 0
         if len(body) >= self._compress_from:
             smaller = zstd.compress(body, 1)
@@ -87,53 +88,51 @@ class Format:
                 flags, body = _COMPRESSED, smaller
         if self._secret is not None:
             flags |= _SEALED
-        fixed = _HEAD.pack(b"AT", VERSION, flags, stamp.epoch, stamp.seq, *times, 0)[:TAGS_AT]
-        whole = b"".join((fixed, packed_tags, body))
-        if self._secret is None:
-            return whole
-        return whole + self._seal(name, whole)
+        raw = _HEAD.pack(b"AT", VERSION, flags, *stamp, *times, 0)[:TAGS_AT] + packed_tags
+        whole = raw + body
+        if self._secret is not None:
+            whole += self._seal(name, whole)
+        return whole, Head(raw, stamp, times, flags == 0)
 
-    def load(self, name: str, data: bytes) -> Record:
-        """The entry of the bytes under `name`."""
+    def head(self, data: bytes) -> Head:
+        """The head of the entry that is in `data`, or begins it."""
         if len(data) < _HEAD.size:
             raise CorruptEntryError(f"{len(data)} bytes: cut short, or none of ours")
-        length = int.from_bytes(data[TAGS_AT : _HEAD.size], "little")
-        body_at = _HEAD.size + length
-        if len(data) < body_at:
-            raise CorruptEntryError(f"{len(data)} bytes, with tags up to {body_at}: cut short")
-        stamp, times, body = self.load_known(name, data, body_at)
-        head = data[:body_at]
-        return Record(stamp, times, self.tags(head), head, body)
-
-    def tags(self, head: bytes) -> tuple[str, ...]:
-        """The tags in a head."""
-        try:
-            return _tags.decode(head[_HEAD.size :])
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise CorruptEntryError(f"tags that are none: {error}") from error
-
-    def load_known(self, name: str, data: bytes, body_at: int) -> tuple[Stamp, Times, bytes]:
-        """As `load`, of an entry whose tags are known already and end at `body_at`."""
-        magic, version, flags, epoch, seq, renew_from, fresh_until, stale_until, expires, _ = _HEAD.unpack_from(data)
+        magic, version, flags, epoch, seq, renew_from, fresh_until, stale_until, expires, length = _HEAD.unpack_from(
+            data
+        )
         if magic != b"AT":
             raise CorruptEntryError("none of ours")
         if version != VERSION:
             raise CorruptEntryError(f"format version {version}: this is version {VERSION}")
         if flags > (_COMPRESSED | _SEALED):
             raise CorruptEntryError(f"unknown flags {flags:#x}")
+        # Anything may stand there, infinities and what is no number too.
+        if not (0 <= epoch < 2**53 and 0 <= seq < 2**53 and renew_from >= 0 and fresh_until <= stale_until <= expires):
+            raise CorruptEntryError("numbers that no entry has")
+        if len(data) < _HEAD.size + length:
+            raise CorruptEntryError(f"{len(data)} bytes, with tags up to {_HEAD.size + length}: cut short")
+        times = Times(renew_from, fresh_until, stale_until, expires)
+        return Head(data[: _HEAD.size + length], Stamp(int(epoch), int(seq)), times, flags == 0)
+
+    def tags(self, head: Head) -> tuple[str, ...]:
+        """The tags in a head."""
+        try:
+            return _tags.decode(head.raw[_HEAD.size :])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise CorruptEntryError(f"tags that are none: {error}") from error
+
+    def body(self, name: str, data: bytes, body_at: int) -> bytes:
+        """The body of the entry under `name`, whose head ends at `body_at`."""
+        flags = data[FLAGS_AT]
         if self._secret is not None:
             self._check_seal(name, data, flags)
-        end = len(data) - (_SEAL if flags & _SEALED else 0)
-        body = data[body_at:end]
+        body = data[body_at : len(data) - (_SEAL if flags & _SEALED else 0)]
         if flags & _COMPRESSED:
             body = self._decompress(body)
         if len(body) > self._max_body:
             raise CorruptEntryError(f"a body of {len(body)} bytes: above the limit of {self._max_body}")
-        times = Times(renew_from, fresh_until, stale_until, expires)
-        # Anything may stand there, infinities and what is no number too.
-        if not (0 <= epoch < 2**53 and 0 <= seq < 2**53 and renew_from >= 0 and fresh_until <= stale_until <= expires):
-            raise CorruptEntryError("numbers that no entry has")
-        return Stamp(int(epoch), int(seq)), times, body
+        return body
 
     def _decompress(self, body: bytes) -> bytes:
         decompressor = zstd.ZstdDecompressor()

@@ -9,12 +9,13 @@ from hiredis import ReplyError
 from redis.asyncio import Redis
 
 from asynctag.backends.redis.connection import Connection, connect, pack
+from asynctag.backends.redis.format import TAGS_AT, Head
 from asynctag.backends.redis.replies import not_a_cluster, refusal
 from asynctag.backends.redis.scripts import ALL
 from asynctag.errors import ConfigurationError
 
 #: Of how many keys it is remembered which tags their entries had, and how many bytes those may have.
-MAX_KNOWN, MAX_TAGS_KNOWN = 10_000, 8192
+MAX_KNOWN, MAX_HEAD_KNOWN = 10_000, 8192
 
 REDIS_NEEDED, VALKEY_NEEDED = (7, 0), (7, 2)
 
@@ -26,17 +27,23 @@ class Known:
     """The tags that an entry had when it was last seen, and the request for it and for the journal's word on them.
 
     Whoever asks so gets an answer that is worth as much as a script's, if the entry still has these tags. With
-    `softened`, it asks for soft invalidations of each tag too.
+    `softened`, it asks for soft invalidations of each tag too. Where the entry still begins with `head`, these are its
+    stamp and times, and its body is what follows, `as_is` or not.
     """
 
-    __slots__ = ("body_at", "packed", "request", "softened", "tags")
+    __slots__ = ("as_is", "body_at", "head", "packed", "request", "softened", "stamp", "tags", "times")
 
-    def __init__(self, request: bytes, tags: tuple[str, ...], packed: bytes, body_at: int, softened: bool) -> None:
+    def __init__(self, request: bytes, tags: tuple[str, ...], head: Head, softened: bool) -> None:
         self.request = request
         self.tags = tags
-        self.packed = packed
-        self.body_at = body_at
+        self.packed = head.raw[TAGS_AT:]
+        self.body_at = len(head.raw)
         self.softened = softened
+        self.see(head)
+
+    def see(self, head: Head) -> None:
+        """Note what the entry begins with now."""
+        self.head, self.stamp, self.times, self.as_is = head.raw, head.stamp, head.times, head.as_is
 
 
 class Link:
@@ -52,18 +59,16 @@ class Link:
         self.parts = 0
         self.failed = False  # it has been counted as a failure
 
-    def remember(
-        self, journal: str, key: str, name: str, tags: tuple[str, ...], packed: bytes, body_at: int, *, softened: bool
-    ) -> None:
+    def remember(self, journal: str, key: str, name: str, tags: tuple[str, ...], head: Head, *, softened: bool) -> None:
         """Note the tags of the entry `key`, which stands under `name`."""
-        if len(packed) > MAX_TAGS_KNOWN:
+        if len(head.raw) > MAX_HEAD_KNOWN:
             return
         softs = [f"~{tag}" for tag in tags] if softened else []
         # GETEX, not GET: as a write it is refused by a demoted master (see scripts.py), and it changes nothing.
         request = pack("GETEX", name) + pack("ZMSCORE", journal, *RESERVED, f"run:{self.run}", *tags, *softs)
         if key not in self.known and len(self.known) >= MAX_KNOWN:
             del self.known[next(iter(self.known))]
-        self.known[key] = Known(request, tags, packed, body_at, softened)
+        self.known[key] = Known(request, tags, head, softened)
 
 
 async def open_link(client: Redis, address: str, *, connect_timeout: float, timeout: float, max_waiting: int) -> Link:

@@ -166,8 +166,11 @@ class Definition(Generic[P, R]):
         counted = args[1:] if self._is_method else args
         return not self._unkeyed and all(map(is_immutable, counted)) and all(map(is_immutable, kwargs.values()))
 
-    async def obtain(self, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        return await self.cache._obtain(self.job(key, args, kwargs))
+    def obtain(self, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Coroutine[Any, Any, Any]:
+        filler = self.cache._filling()
+        if filler.backend.in_process or self.cache._disabled:
+            return self.cache._obtain(self.job(key, args, kwargs))
+        return filler.obtain_by_key(key, self.codec_now(), partial(self.job, key, args, kwargs))
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         return self.make_key(*args, **kwargs)[self._prefix :]

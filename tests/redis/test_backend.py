@@ -14,7 +14,7 @@ from asynctag.backends.redis.scripts import ALL
 from asynctag.codec import NOT_GIVEN, codec_for
 from asynctag.errors import BackendError, ConfigurationError, InvalidationError
 from asynctag.names import key_name, tag_name
-from tests.redis.servers import Server
+from tests.redis.servers import Server, eventually
 from tests.redis.watching import watching
 
 pytestmark = pytest.mark.anyio
@@ -341,6 +341,48 @@ async def test_a_restart_from_an_old_dump_serves_nothing(new_server: Callable[..
     await backend.aclose()
 
 
+async def test_a_master_that_comes_back_with_the_data_of_another_begins_a_new_epoch(
+    new_server: Callable[..., Server],
+) -> None:
+    """It is the same process, with a journal that it wrote itself, and without its last invalidation."""
+    here, there = new_server(), new_server()
+    backend = RedisBackend.from_url(here.url)
+    await put(backend, tags=[RED])
+    there.replicate(here)
+    there.promote()
+    await backend.invalidate([RED])
+    await backend.aclose()
+    here.replicate(there)
+    here.promote()
+    fresh = RedisBackend.from_url(here.url)
+    assert await value(fresh) is Cause.LOST
+    assert (await put(fresh, value="new")).accepted
+    assert await value(backend) == "new"
+    await fresh.aclose()
+    await backend.aclose()
+
+
+async def test_a_new_replication_id_alone_is_no_loss(new_server: Callable[..., Server]) -> None:
+    """A master whose replicas have gone takes one by itself: clients of before and after agree on the epoch."""
+    server, replica = new_server(repl_backlog_ttl="1"), new_server()
+    before = RedisBackend.from_url(server.url)
+    replica.replicate(server)
+    await put(before, tags=[RED])
+    stamp = (await before.read(PAGE)).stamp
+    was = server.info("replication")["master_replid"]
+    replica.kill()
+    eventually("a new replication id", lambda: server.info("replication")["master_replid"] != was)
+    after = RedisBackend.from_url(server.url)
+    epochs = set()
+    for _ in range(3):
+        for client in (after, before):
+            await put(client)
+            epochs.add((await client.read(PAGE)).stamp.epoch)
+    assert len(epochs - {stamp.epoch}) <= 1
+    await before.aclose()
+    await after.aclose()
+
+
 async def test_max_ttl_is_put_down_again_after_a_loss(
     backend: RedisBackend, other: RedisBackend, redis_server: Server
 ) -> None:
@@ -638,11 +680,11 @@ def test_other_clients_are_refused() -> None:
 @pytest.mark.parametrize(
     ("facts", "named"),
     [
-        ({"redis_version": "6.2.14", "run_id": "x"}, "Redis 6.2.14"),
-        ({"redis_version": "7.2.4", "valkey_version": "7.0.1", "run_id": "x"}, "Valkey 7.0.1"),
-        ({"redis_version": "", "run_id": "x"}, "no version"),
+        ({"redis_version": "6.2.14", "run_id": "x", "master_replid": "y"}, "Redis 6.2.14"),
+        ({"redis_version": "7.2.4", "valkey_version": "7.0.1", "run_id": "x", "master_replid": "y"}, "Valkey 7.0.1"),
+        ({"redis_version": "", "run_id": "x", "master_replid": "y"}, "no version"),
         ({"redis_version": "7.4.0"}, "Redis 7.4.0"),
-        ({"redis_version": "7.4.0", "run_id": "x", "redis_mode": "cluster"}, "Cluster"),
+        ({"redis_version": "7.4.0", "run_id": "x", "master_replid": "y", "redis_mode": "cluster"}, "Cluster"),
     ],
 )
 def test_a_server_that_lacks_what_is_needed_is_refused(facts: dict[str, str], named: str) -> None:
@@ -653,7 +695,7 @@ def test_a_server_that_lacks_what_is_needed_is_refused(facts: dict[str, str], na
 
 @pytest.mark.parametrize("version", [{"redis_version": "7.0.0"}, {"redis_version": "7.2.4", "valkey_version": "8.1"}])
 def test_newer_servers_are_welcome(version: dict[str, str]) -> None:
-    check_server({**version, "run_id": "x"}, [], "Redis at here")
+    check_server({**version, "run_id": "x", "master_replid": "y"}, [], "Redis at here")
 
 
 async def test_a_node_of_a_cluster_is_refused(new_server: Callable[..., Server]) -> None:

@@ -226,12 +226,17 @@ class RedisBackend(Backend):
             return self._judge_by_script(link, key, body, answer, newest)
         if type(answer[0]) is bytes:  # the older protocol, RESP2
             answer = [None if number is None else float(number) for number in answer]
-        epoch, seq, floor, soft, run, *numbers = answer
-        if epoch is None or seq is None or run is None:  # missing, or another server's: a script begins a new epoch
+        epoch, seq, floor, soft, run = answer[:5]
+        if epoch is None or seq is None:  # it is missing: a script begins a new epoch
             return None
-        journal = self._see(newest, int(-epoch), int(-seq))
+        if run is None:  # it is another server's, or this one is not what it was: a new connection asks
+            link.connection.close()
+            raise MovedError(f"{self._client.address} is not the server that it was")
+        journal = newest
+        if -seq != newest.seq or -epoch != newest.epoch:
+            journal = self._see(newest, int(-epoch), int(-seq))
         if body is None:
-            return Reading(journal, None, miss=_ABSENT)
+            return Reading(journal, None, False, _ABSENT)
         if type(body) is not bytes:
             return None
         try:
@@ -239,31 +244,24 @@ class RedisBackend(Backend):
                 if not body.startswith(known.packed, TAGS_AT):
                     return None
                 known.see(self._format.head(body))
-            plain = (
-                body[known.body_at :]
-                if known.as_is and not self._sealed
-                else self._format.body(key, body, known.body_at)
-            )
+            as_is = known.as_is and not self._sealed
+            plain = body[known.body_at :] if as_is else self._format.body(key, body, known.body_at)
         except CorruptEntryError:
             return None
+        stamp, tags, numbers = known.stamp, known.tags, answer[5:]
         miss = softener = None
-        stamp, tags = known.stamp, known.tags
-        its_seq = stamp.seq
         if stamp.epoch != journal.epoch:
             miss = Miss(Cause.LOST)
-        elif floor is not None and its_seq < -floor:
+        elif floor is not None and stamp.seq < -floor:
             miss = Miss(Cause.PRUNED)
-        else:
-            if soft is not None and -soft > its_seq and not known.softened:
-                return None
-            for number in numbers:
-                if number is not None and number > its_seq:
-                    at = next(at for at, one in enumerate(numbers) if one is not None and one > its_seq)
-                    if at < len(tags):
-                        miss = Miss(Cause.LEASED if number == inf else Cause.INVALIDATED, tags[at])
-                    else:
-                        softener = tags[at - len(tags)]
-                    break
+        elif soft is not None and -soft > stamp.seq and not known.softened:
+            return None
+        elif any(numbers):  # most tags were never invalidated
+            at = next((at for at, number in enumerate(numbers) if number is not None and number > stamp.seq), None)
+            if at is not None and at < len(tags):
+                miss = Miss(Cause.LEASED if numbers[at] == inf else Cause.INVALIDATED, tags[at])
+            elif at is not None:
+                softener = tags[at - len(tags)]
         return self._reading(link, key, journal, stamp, known.times, tags, plain, len(body), miss, softener)
 
     def _judge_by_script(self, link: Link, key: str, body: Any, answer: Any, newest: Stamp) -> Reading | None:

@@ -97,7 +97,13 @@ class Client:
             making.add_done_callback(lambda task: self._made(loop, task))
         elif self._breaker.is_open:
             raise BackendError(f"{self.address} is being tried by somebody else, after it had failed")
-        return await asyncio.shield(making)
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if making.cancelled() and not (task is not None and task.cancelling()):  # it was not this caller's
+                raise BackendError(f"the connection to {self.address} was closed while it was made") from None
+            raise
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> Link:
         try:

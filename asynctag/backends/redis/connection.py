@@ -8,10 +8,10 @@ transport gets a protocol of ours. On the path of a command there is no task, no
 import asyncio
 import copy
 import os
-import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
+from contextvars import Context
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any, cast
@@ -20,7 +20,6 @@ from weakref import WeakSet
 import hiredis
 from redis import exceptions as refusals
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
@@ -63,10 +62,22 @@ class _NotRedisError(BackendError):
     """What came is no reply of Redis."""
 
 
+#: What a handshake ends with where the server speaks something else: redis-py looks into replies unseen.
+NOT_REDIS = (
+    refusals.InvalidResponse,
+    hiredis.ProtocolError,
+    _NotRedisError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+
+
 def pack(*parts: str | bytes | int) -> bytes:
     """A command as it is sent: its name and its arguments."""
     for part in parts:
-        if not isinstance(part, int) and len(part) > LARGE:
+        if type(part) is bytes and len(part) > LARGE:
             return _pack_large(parts)
     return cast(bytes, hiredis.pack_command(cast(Any, parts)))
 
@@ -116,8 +127,10 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._asked_time = -CLOCK_AGE
         self._watchdog: asyncio.TimerHandle | None = None
+        # Of its own, so that what a caller has in its context is not kept alive.
+        self._context = Context()
         self._suspect: object = None
-        self._guard = self._until_the_loop_ends()
+        self._guard: Any = self._until_the_loop_ends()
         _connections.add(self)
 
     def send(self, request: bytes, replies: int) -> "asyncio.Future[list[Any]]":
@@ -149,7 +162,7 @@ class Connection(asyncio.Protocol):
             self._pending.insert(len(self._pending) - len(unsent), (_NOBODY, 0, now))
             unsent.insert(0, _TIME)
         if self._watchdog is None:
-            self._watchdog = self._loop.call_later(self._timeout, self._watch)
+            self._watchdog = self._loop.call_later(self._timeout, self._watch, context=self._context)
         data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
         unsent.clear()
         transport.write(data)
@@ -180,18 +193,18 @@ class Connection(asyncio.Protocol):
                 if not future.done():  # Its caller may have been cancelled.
                     future.set_result(reply)
         except hiredis.ProtocolError as error:
-            self._lose(_NotRedisError, f"{self.address} does not answer as Redis does: {error}")
+            self._lose(_NotRedisError, f"{self.address} answered wrongly: {error}")
             return
         self._waiting -= answered
         if self.is_full:
             self._make_room()
 
     def _set_clock(self, reply: Any, asked: float) -> None:
-        try:
-            seconds, microseconds = reply
-            self.clock_offset = int(seconds) + int(microseconds) / 1e6 - asked
-        except (TypeError, ValueError):
-            raise hiredis.ProtocolError(f"the reply to TIME is {reply!r}") from None
+        match reply:
+            case [bytes(seconds), bytes(microseconds)] if seconds.isdigit() and microseconds.isdigit():
+                self.clock_offset = int(seconds) + int(microseconds) / 1e6 - asked
+            case _:
+                raise hiredis.ProtocolError(f"the reply to TIME is {reply!r}")
 
     # --- bounds: how much waits, and for how long --------------------------------------------------
 
@@ -209,8 +222,8 @@ class Connection(asyncio.Protocol):
         expiry = self._loop.call_later(self._timeout, self._expire, place)
         try:
             await place
-        except asyncio.CancelledError:
-            if not place.cancelled() and place.exception() is None:
+        except BaseException:
+            if not place.cancel() and not place.cancelled() and place.exception() is None:
                 self._waiting -= 1  # It was called, and then cancelled: the place goes to the next one.
                 self._make_room()
             raise
@@ -247,22 +260,25 @@ class Connection(asyncio.Protocol):
             return
         oldest = self._pending[0]
         left = oldest[2] + self._timeout - monotonic()
-        if left <= 0:
-            if self._suspect is oldest:
-                self._lose(TimedOutError, f"{self.address} did not reply within {self._timeout} s")
-                return
+        if left > 0:
+            self._suspect = None
+        elif self._suspect is not oldest:
             # If it was the loop that stood still, the reply may be there to be read: one more look.
             self._suspect, left = oldest, self._timeout / 16
+        else:
+            self._lose(TimedOutError, f"{self.address} did not reply within {self._timeout} s")
+            return
         self._watchdog = self._loop.call_later(left, self._watch)
 
     # --- the end -----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Give it up at once; callers that wait get `ConnectionLostError`. From any thread, and after its loop's end."""
+        """Give it up at once: callers that wait get `ConnectionLostError`. In any thread, also after its loop's end."""
         if self._loop.is_running() and not self._runs_here():
-            self._loop.call_soon_threadsafe(self.close)
-        else:
-            self._lose(_lost, f"the connection to {self.address} was closed")
+            with suppress(RuntimeError):  # It has ended just now.
+                self._loop.call_soon_threadsafe(self.close)
+                return
+        self._lose(_lost, f"the connection to {self.address} was closed")
 
     def _runs_here(self) -> bool:
         try:
@@ -296,8 +312,9 @@ class Connection(asyncio.Protocol):
     def _fail_all(self, error: Callable[[str], BackendError], message: str, cause: Exception | None) -> None:
         futures = [future for future, replies, _ in self._pending if replies]
         sent = len(futures) - len(self._unsent)
-        failed: list[tuple[asyncio.Future[Any], BackendError]] = [(one, error(message)) for one in futures[:sent]]
-        failed += [(one, ConnectionLostError(message, sent=False)) for one in (*futures[sent:], *self._queue)]
+        never: list[asyncio.Future[Any]] = [*futures[sent:], *self._queue]
+        failed = [(one, error(message)) for one in futures[:sent]]
+        failed += [(one, ConnectionLostError(message, sent=False)) for one in never]
         for future, why in failed:
             if not future.done():
                 why.__cause__ = cause
@@ -401,12 +418,14 @@ class _Handshake:
     """redis-py's part: it connects with the settings of a client, once, and does nothing else."""
 
     def __init__(self, client: Redis, seconds: float) -> None:
+        self._process = os.getpid()
         self._sentinels: list[Redis] = []
-        pool = client.connection_pool
+        pool: Any = client.connection_pool  # redis-py's types do not tell enough
         if isinstance(pool, SentinelConnectionPool):
             pool = self._with_sentinels_of_its_own(pool, seconds)
         self._pool = pool  # The connection has no more than a proxy of it.
-        self._connection = connection = pool.make_connection()
+        self._connection: Any = pool.make_connection()
+        connection = self._connection
         if isinstance(pool, SentinelConnectionPool):
             connection.connection_pool = pool
         connection.retry = Retry(NoBackoff(), 0)
@@ -449,41 +468,41 @@ class _Handshake:
 
     async def _disconnect(self, *_: object, **__: object) -> None:
         """In the place of redis-py's own, which is polite: with TLS, it waits for the server's goodbye."""
-        _drop(self._connection)
+        self._drop(self._connection)
 
     def end(self) -> None:
         """Leave nothing open but a transport that was given away."""
-        _drop(self._connection)
+        self._drop(self._connection)
         for sentinel in self._sentinels:
             pool = sentinel.connection_pool
             for connection in (*pool._available_connections, *pool._in_use_connections):
-                _drop(connection)
+                self._drop(connection)
 
-
-def _drop(connection: Any) -> None:
-    writer = connection._writer
-    connection._reader = connection._writer = None
-    if writer is not None:
-        writer.transport.abort()
+    def _drop(self, connection: Any) -> None:
+        writer = connection._writer
+        connection._reader = connection._writer = None
+        if writer is not None and os.getpid() == self._process:  # In a forked child it is the parent's.
+            writer.transport.abort()
 
 
 def _address(client: Redis) -> str:
     pool = client.connection_pool
-    where = pool.connection_kwargs
     if isinstance(pool, SentinelConnectionPool):
         return f"the master {pool.service_name!r} of Sentinel"
-    return f"Redis at {where.get('path') or '{host}:{port}'.format_map({'host': 'localhost', 'port': 6379} | where)}"
+    where = pool.connection_kwargs
+    return f"Redis at {where.get('path') or '{}:{}'.format(where.get('host', 'localhost'), where.get('port', 6379))}"
 
 
 def _explained(error: Exception, address: str, seconds: float) -> BackendError | ConfigurationError:
     """What `connect` raises where this is why it has failed."""
     if isinstance(error, TimeoutError | refusals.TimeoutError):
         return TimedOutError(f"no connection to {address} within {seconds} s")
-    if isinstance(error, refusals.InvalidResponse | _NotRedisError):
+    said = str(error) or repr(error)
+    if isinstance(error, NOT_REDIS):
         return ConfigurationError(
-            f"{address} does not answer as Redis does: is it the address of a Redis server, and TLS where it should be "
-            f"(rediss://)? {error}"
+            f"{address} does not answer as Redis does. Is this the address of a Redis server, and TLS where there "
+            f"should be TLS (rediss://)? {said}"
         )
-    if isinstance(error, refusals.ResponseError | hiredis.ReplyError) and str(error).startswith(LASTING):
-        return ConfigurationError(f"{address} refuses to be talked to: {error}")
-    return BackendError(f"no connection to {address}: {error}")
+    if isinstance(error, refusals.ResponseError | hiredis.ReplyError) and said.removeprefix("ERR ").startswith(LASTING):
+        return ConfigurationError(f"{address} cannot be used: {said}")
+    return BackendError(f"no connection to {address}: {said}")

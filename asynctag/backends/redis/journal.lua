@@ -5,10 +5,10 @@
 -- (tags hold a "|") whose scores are negative: pruning by score cannot reach them.
 --
 --   epoch, seq, floor   as in the design          soft     the number of the last soft invalidation
---   run:<id>            the server it belongs to  max_ttl  in microseconds
+--   run:<who>           the server that wrote it  max_ttl  in microseconds
 --   mark, marked        the number that the journal had at a time, and the time in milliseconds: for pruning
 --
--- KEYS[1] is the journal. ARGV[1] is the server's run id, ARGV[2] an epoch to take should a new one be needed,
+-- KEYS[1] is the journal. ARGV[1] is who the server was when the client asked last, ARGV[2] an epoch to take should a new one be needed,
 -- ARGV[3] the max_ttl to put down in a new journal (0: none was agreed on yet). Each script's own follow.
 
 local journal = KEYS[1]
@@ -21,10 +21,16 @@ local function set(member, number)
   redis.call('ZADD', journal, -number, member)
 end
 
+-- Who the server is: another after a restart, after it was promoted, and after it took over the data of another.
+local function who()
+  local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)')
+  return run .. string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)')
+end
+
 -- Everything from before is a miss from here on. Numbers, and what open transactions hold, go on.
 local function begin_epoch()
   redis.call('ZREMRANGEBYSCORE', journal, RUN_SCORE, RUN_SCORE)
-  redis.call('ZADD', journal, RUN_SCORE, 'run:' .. ARGV[1])
+  redis.call('ZADD', journal, RUN_SCORE, 'run:' .. who())
   epoch = tonumber(ARGV[2])
   set('epoch', epoch)
 end
@@ -36,7 +42,8 @@ local function open()
   seq = found[2] and -tonumber(found[2]) or 0
   floor = found[3] and -tonumber(found[3]) or 0
   soft = found[4] and -tonumber(found[4]) or 0
-  if not (epoch and found[5]) then
+  local ours = epoch and (found[5] or redis.call('ZSCORE', journal, 'run:' .. who()))
+  if not ours then
     begin_epoch()
     set('seq', seq)
     if tonumber(ARGV[3]) > 0 and not redis.call('ZSCORE', journal, 'max_ttl') then

@@ -47,7 +47,11 @@ class Known:
 
 
 class Link:
-    """A connection with the server's run id, which tells a restarted or another server from the one before."""
+    """A connection, and who is behind it.
+
+    `run` is another after a restart (the run id), and after the server was promoted or took over the data of another
+    (the replication id).
+    """
 
     def __init__(self, connection: Connection, run: str, address: str) -> None:
         self.connection = connection
@@ -76,12 +80,12 @@ async def open_link(client: Redis, address: str, *, connect_timeout: float, time
     connection = await connect(client, connect_timeout=connect_timeout, timeout=timeout, max_waiting=max_waiting)
     try:
         loads = [pack("SCRIPT", "LOAD", script.text) for script in ALL]
-        info, *loaded = await connection.send(b"".join((pack("INFO", "server"), *loads)), 1 + len(ALL))
+        info, *loaded = await connection.send(b"".join((pack("INFO"), *loads)), 1 + len(ALL))
         if isinstance(info, ReplyError):
             raise refusal(info, address)
         facts = read_info(info)
         check_server(facts, loaded, address)
-        return Link(connection, facts["run_id"], address)
+        return Link(connection, facts["run_id"] + facts["master_replid"], address)
     except BaseException:
         connection.close()
         raise
@@ -101,7 +105,7 @@ def check_server(facts: dict[str, str], loaded: Sequence[Any], address: str) -> 
     if "valkey_version" in facts:
         what, version, needed = "Valkey", facts["valkey_version"], VALKEY_NEEDED
     numbers = tuple(int(one) for one in re.findall(r"\d+", version)[:2])
-    if "run_id" not in facts or numbers < needed:
+    if not {"run_id", "master_replid"} <= facts.keys() or numbers < needed:
         raise ConfigurationError(
             f"{address} is {what} {version or 'of no version that it tells'}: RedisBackend needs Redis "
             f"{'.'.join(map(str, REDIS_NEEDED))} or Valkey {'.'.join(map(str, VALKEY_NEEDED))}, or newer"

@@ -7,9 +7,10 @@ READY := $(VENV)/.ready
 .PHONY: help demo serve test check format bench clean
 
 help:
-	@echo "make demo   run the example over HTTP: hits, misses, and what an edit drops"
+	@echo "make demo   run the example over HTTP: hits, misses, what an edit drops, several workers on one Valkey"
 	@echo "make test   run every test"
 	@echo "make serve  leave the example running for a browser, at http://127.0.0.1:8000"
+	@echo "            (PORT=8001; with REDIS_URL=redis://localhost the cache is there, and WORKERS=4 share it)"
 	@echo "make check  lint and check types"
 	@echo "make bench  measure, against other libraries in environments of their own"
 
@@ -44,4 +45,4 @@ bench: $(READY)
 	@$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench .mypy_cache .pytest_cache .ruff_cache .hypothesis examples/atlas/airports.sqlite3*

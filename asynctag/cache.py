@@ -14,12 +14,13 @@ from asynctag.backends.base import Backend, Entry, Reading, Stamp
 from asynctag.background import Background
 from asynctag.cached import Cached, Options, decorate
 from asynctag.codec import NOT_GIVEN, Codec, codec_for
-from asynctag.errors import ConfigurationError, InvalidTagError, LifecycleError
+from asynctag.errors import BackendError, ConfigurationError, InvalidTagError, LifecycleError
 from asynctag.expiry import Expiry, ExpiryOptions, Seconds, fraction, seconds, strength, yes_or_no
 from asynctag.explain import Explanation, explanation
 from asynctag.fill import MISSING, Filler, Job, check_built, load
 from asynctag.keys import check_key
 from asynctag.names import ROOT, check_namespace, key_name, namespace_tag, tag_name, user_tags
+from asynctag.pending import Pending, as_written
 from asynctag.scope import Scope, live_scope
 from asynctag.signatures import nearest_name
 from asynctag.tags import check_tag, check_tags
@@ -127,15 +128,23 @@ class Cache:
             raise ConfigurationError(f"{backend!r} is no backend: give a MemoryBackend() or another asynctag Backend")
         if backend.in_process:
             _warn_of_workers()
-        return Filler(backend, self._background, self.max_ttl)
+        filler = Filler(backend, self._background, self.max_ttl)
+        filler.pending.watch(self._on_pending)
+        return filler
 
     def _choose(self) -> None:
         """Use the backend that counts now: of what overrides it the last, else its own."""
-        self._filler = self._overrides[-1] if self._overrides else self._own
-        if self._disabled:
-            self._peek = _peek_nothing
-        else:
-            self._peek = self._filler.backend.peek if self._filler is not None else self._peek_unbound
+        filler = self._filler = self._overrides[-1] if self._overrides else self._own
+        if filler is None:
+            self._peek = _peek_nothing if self._disabled else self._peek_unbound
+            return
+        with filler.pending.lock:
+            # While invalidations are queued, hits take the way by `Filler.read`, which knows of them.
+            self._peek = _peek_nothing if self._disabled or filler.pending.names else filler.backend.peek
+
+    def _on_pending(self, pending: Pending) -> None:
+        if self._filler is not None and self._filler.pending is pending:
+            self._choose()
 
     def _peek_unbound(self, key: str) -> Entry | None:
         return self._filling().backend.peek(key)
@@ -179,23 +188,38 @@ class Cache:
     async def __aenter__(self) -> Self:
         """Open the cache: its work in the background runs until the block is left.
 
-        Raises `LifecycleError` where it is open in this event loop, `ConfigurationError` where the
+        A backend that does not answer is no obstacle: a warning is logged, and the cache computes until it
+        does. Raises `LifecycleError` where it is open in this event loop, `ConfigurationError` where the
         backend was made with another `max_ttl`.
         """
-        await self._filling().agree()
+        filler = self._filling()
+        try:
+            await filler.agree()
+        except BackendError as error:
+            logger.warning("the cache is opened, though its backend does not answer: %s", error)
         await self._background.open()
+        filler.invalidator.see_to_retries()
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._background.close()
-        await self.aclose()
+        try:
+            await self._background.close()
+        finally:
+            await self.aclose()
 
     async def aclose(self) -> None:
-        """Give back the backend's connections: for scripts that did not open the cache."""
-        if self._filler is not None:
-            await self._filler.backend.aclose()
+        """Give back the backend's connections: for scripts that did not open the cache.
+
+        Queued invalidations are tried once more. What cannot be written even now is logged as an error, by its tags.
+        """
+        filler = self._filler
+        if filler is not None:
+            try:
+                await filler.invalidator.finish(self.namespace)
+            finally:
+                await filler.backend.aclose()
 
     # --- the decorator -------------------------------------------------------------------------------
 
@@ -383,28 +407,55 @@ class Cache:
         """Remove what is stored under `key`; whether something was.
 
         What was built from it goes too, and a computation that began before cannot store it again.
+        Raises `InvalidationError` where that could not be written.
         """
         filler, name = self._filling(), self._key(key)
-        return await filler.backend.delete(name)
+        return await filler.invalidator.delete(name, namespace=self.namespace)
 
     # --- tags ------------------------------------------------------------------------------------------
 
-    async def invalidate(self, *tags: str, soft: bool = False) -> None:
-        """Drop every entry that carries one of `tags`, and whatever was built from it.
+    async def invalidate(self, *tags: str, soft: bool = False, queue: bool = False) -> bool:
+        """Drop every entry that carries one of `tags`, and whatever was built from it. True once that is written.
 
         In constant time, however many there are. `soft`: entries with a stale period are served
-        stale while they are renewed, instead. Raises `InvalidTagError` for what is no tag.
+        stale while they are renewed, instead. `queue`: where the backend does not answer, return False
+        and try again until it is written: in the background of the opened cache, before the next
+        invalidation, as the cache closes. Until then this process serves and stores nothing that carries
+        the tags.
+
+        Raises `InvalidationError` where it could not be written and is not queued (10,000 are at most),
+        `InvalidTagError` for what is no tag.
         """
         if not tags:
             raise InvalidTagError('invalidate() got no tag: name one, such as invalidate("product:635")')
-        await self._invalidate([tag_name(self.namespace, check_tag(one)) for one in tags], soft=soft)
+        names = [tag_name(self.namespace, check_tag(one)) for one in tags]
+        return await self._invalidate(names, soft=soft, queue=queue)
 
-    async def clear(self) -> None:
-        """Invalidate everything in the cache's namespace, or, without a namespace, everything in the backend."""
-        await self._invalidate([namespace_tag(self.namespace)])
+    async def clear(self, *, queue: bool = False) -> bool:
+        """Invalidate everything in the cache's namespace, or, without a namespace, everything in the backend.
 
-    async def _invalidate(self, names: list[str], *, soft: bool = False) -> None:
-        await self._filling().backend.invalidate(names, soft=soft)
+        `queue`, and what is returned and raised: as for `invalidate`.
+        """
+        return await self._invalidate([namespace_tag(self.namespace)], queue=queue)
+
+    async def _invalidate(self, names: list[str], *, soft: bool = False, queue: bool = False) -> bool:
+        invalidator = self._filling().invalidator
+        return await invalidator.invalidate(names, soft=soft, queue=queue, namespace=self.namespace)
+
+    @property
+    def queued_invalidations(self) -> tuple[str, ...]:
+        """The tags whose invalidation is queued on the cache's backend, in this process, the oldest first.
+
+        Those of the cache's own namespace as they were written; what a `clear` queued, and tags of other
+        namespaces, as `Explanation.invalidated_by` has them.
+        """
+        if self._filler is None:
+            return ()
+        return tuple(as_written(name, self.namespace) for name in self._filler.pending.queued())
+
+    async def flush_invalidations(self) -> bool:
+        """Try now to write the invalidations that are queued, in their order. Whether none is left."""
+        return await self._filling().invalidator.flush()
 
     async def explain(self, key: str) -> Explanation:
         """What is stored under `key`, and why it would miss: absent, expired, which tag, a lost journal."""
@@ -414,7 +465,7 @@ class Cache:
         filler = self._filling()
         if self._disabled:
             return Explanation(key, "miss")
-        return explanation(key, await filler.backend.inspect(name), self.namespace, filler.backend.clock())
+        return explanation(key, await filler.inspect(name), self.namespace, filler.backend.clock())
 
     # --- parts that the decorator and the response cache share -----------------------------------------
 

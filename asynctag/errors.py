@@ -69,7 +69,10 @@ class BackendError(AsynctagError):
 
 
 class InvalidationError(BackendError):
-    """An invalidation that may not have been written: `tags` are those that may still be served old."""
+    """An invalidation that may not have been written: `tags` are those that may still be served old.
+
+    They are as the caller wrote them; keys, functions and namespaces as in `Explanation.invalidated_by`.
+    """
 
     def __init__(self, message: str, tags: Iterable[str] = ()) -> None:
         super().__init__(message)

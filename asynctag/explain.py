@@ -10,6 +10,7 @@ _BECAUSE: dict[Cause | None, str] = {
     Cause.EXPIRED: "it has expired",
     Cause.LOST: "the journal that it was checked against is gone (a new epoch)",
     Cause.PRUNED: "it is older than what the journal still remembers",
+    Cause.CORRUPT: "what is there was not written as entries are, or by a newer version",
 }
 
 
@@ -43,6 +44,8 @@ class Explanation:
             return f"{self.key}: stale, kept for {self.kept_for:.3g} s to be served while it is renewed.{carries}"
         if self.cause is Cause.INVALIDATED:
             return f"{self.key}: a miss, {self.invalidated_by} was invalidated.{carries}"
+        if self.cause is Cause.LEASED:
+            return f"{self.key}: a miss, {self.invalidated_by} is held by an open transaction.{carries}"
         because = _BECAUSE.get(self.cause, "the cache is disabled")
         return f"{self.key}: a miss, {because}.{carries}"
 

@@ -7,13 +7,15 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-from asynctag.backends.base import OF_NO_EPOCH, Backend, Cause, Entry, Reading, Stamp, Written
+from asynctag.backends.base import OF_NO_EPOCH, Backend, Cause, Entry, Miss, Reading, Stamp, Written
 from asynctag.background import Background
 from asynctag.codec import Codec, Kept
 from asynctag.errors import BackendError, ConfigurationError, CorruptEntryError
 from asynctag.expiry import Expiry, renews_early
 from asynctag.flight import Fate, Flight, Flights, Turn
 from asynctag.names import NOBODYS
+from asynctag.outage import outage_of
+from asynctag.pending import Invalidator
 from asynctag.scope import Scope, current_scope, leave_scope, live_scope
 
 logger = logging.getLogger("asynctag")
@@ -61,6 +63,14 @@ class Found(NamedTuple):
     flight: Flight | None = None
 
 
+class Looked(NamedTuple):
+    """A look-up that was made already: what it brought, and how many flights had begun and landed before it."""
+
+    came: int
+    landings: int
+    reading: Reading | None
+
+
 # Caches that share a backend share the flights too: one computation a key, by process.
 _flights: WeakKeyDictionary[Backend, Flights] = WeakKeyDictionary()
 
@@ -82,6 +92,9 @@ class Filler:
         self.backend = backend
         self.flights = _flights.setdefault(backend, Flights())
         self.background = background
+        self.invalidator = Invalidator(backend, background, self.flights)
+        self.pending = self.invalidator.pending
+        self.outage = outage_of(backend)
         self.max_ttl = max_ttl
         self._agreed = False
 
@@ -89,48 +102,103 @@ class Filler:
 
     async def read(self, key: str) -> Reading | None:
         """A reading, or None where the backend does not answer: the caller then computes, and stores nothing."""
+        leased = self.pending.names  # before the backend is asked: see `asynctag.pending`
+        if leased:
+            self.invalidator.see_to_retries()
         try:
             if not self._agreed:
                 await self.agree()
-            return await self.backend.read(key)
+            reading = await self.backend.read(key)
         except BackendError as error:
-            logger.warning("the backend cannot be read (%s): computing without it", error)
+            self._warn("the backend cannot be read (%s): computing without it", error)
             return None
+        return _without(reading, leased) if leased else reading
 
     async def read_many(self, keys: Sequence[str]) -> list[Reading] | list[None]:
+        leased = self.pending.names
+        if leased:
+            self.invalidator.see_to_retries()
         try:
             if not self._agreed:
                 await self.agree()
-            return await self.backend.read_many(keys)
+            readings = await self.backend.read_many(keys)
         except BackendError as error:
-            logger.warning("the backend cannot be read (%s): computing without it", error)
+            self._warn("the backend cannot be read (%s): computing without it", error)
             return [None] * len(keys)
+        return [_without(reading, leased) for reading in readings] if leased else readings
+
+    async def inspect(self, key: str) -> Reading:
+        """As `read`, with the entry where there is one. Raises `BackendError`: there is nothing to explain."""
+        leased = self.pending.names
+        reading = await self.backend.inspect(key)
+        return _without(reading, leased, with_entry=True) if leased else reading
 
     async def write(self, entry: Entry) -> Written:
+        refused = self._refuse(entry)
+        if refused is not None:
+            return refused
         try:
+            if not self._agreed:
+                await self.agree()
             return await self.backend.write(entry)
         except BackendError as error:
-            logger.warning("%s could not be stored: %s", entry.key, error)
+            self._warn("%s could not be stored: %s", entry.key, error)
             return Written(False)
 
     async def write_many(self, entries: Sequence[Entry]) -> list[Written]:
-        try:
-            return await self.backend.write_many(entries)
-        except BackendError as error:
-            logger.warning("%d values could not be stored: %s", len(entries), error)
-            return [Written(False)] * len(entries)
+        refused = [self._refuse(entry) for entry in entries]
+        sent = [entry for entry, refusal in zip(entries, refused, strict=True) if refusal is None]
+        written: Sequence[Written] = ()
+        if sent:
+            try:
+                if not self._agreed:
+                    await self.agree()
+                written = await self.backend.write_many(sent)
+            except BackendError as error:
+                self._warn("%d values could not be stored: %s", len(sent), error)
+                written = [Written(False)] * len(sent)
+        answers = iter(written)
+        return [next(answers) if refusal is None else refusal for refusal in refused]
+
+    def _refuse(self, entry: Entry) -> Written | None:
+        """The answer to a write that need not be sent: it has no stamp to be held against, or a tag that is leased."""
+        if entry.stamp is OF_NO_EPOCH:
+            return Written(False)
+        tag = _first_of(self.pending.names, entry)
+        return None if tag is None else Written(False, miss=Miss(Cause.INVALIDATED, tag))
 
     async def agree(self) -> None:
         await self.backend.agree(self.max_ttl)
         self._agreed = True
 
+    def _warn(self, message: str, *args: object) -> None:
+        self.outage.warn(self.backend.clock(), message, *args)
+
     # --- one value -----------------------------------------------------------------------------------
 
-    async def obtain(self, job: Job) -> Any:
+    async def obtain_by_key(self, key: str, codec: Codec, make_job: Callable[[], Job]) -> Any:
+        """As `obtain`, with a job that is made where there is no hit: to make one takes longer than a hit does."""
+        parent, looked = live_scope(), Looked(self.flights.begun, self.flights.landings(key), None)
+        try:
+            reading = await self.read(key)
+        except BaseException:  # what the caller does instead depends on it too
+            if parent is not None:
+                parent.gather(make_job().tags, self.backend)
+            raise
+        entry = reading.entry if reading is not None and not reading.stale else None
+        if entry is not None and self.backend.clock() < entry.renew_from:
+            value = load(entry, codec)
+            if value is not MISSING:
+                if parent is not None:
+                    parent.absorb(entry, self.backend)
+                return value
+        return await self.obtain(make_job(), looked._replace(reading=reading))
+
+    async def obtain(self, job: Job, looked: Looked | None = None) -> Any:
         """The value of `job`: a hit, what a flight brought, or what its computation returns."""
         parent = live_scope()
         try:
-            found = await self.find(job, parent)
+            found = await self.find(job, parent, looked)
         except BaseException:  # what the caller does instead depends on it too
             if parent is not None:
                 parent.gather(job.tags, self.backend)
@@ -143,18 +211,24 @@ class Filler:
             if found.flight is not None:
                 self.flights.land(found.flight, Fate.CANCELLED)
 
-    async def find(self, job: Job, parent: Scope | None) -> Found:
+    async def find(self, job: Job, parent: Scope | None, looked: Looked | None = None) -> Found:
         """A value of `job` to serve, from the backend or from another's flight; else it is the caller's turn."""
-        came = self.flights.begun
-        landings = self.flights.landings(job.key)
-        found = await self.look(job, parent)
+        if looked is None:
+            came = self.flights.begun
+            landings = self.flights.landings(job.key)
+            found = await self.look(job, parent)
+        else:
+            came, landings, reading = looked
+            found = self._found(job, reading, parent)
         if found.value is MISSING:
             return await self._queue(job, parent, came, found.reading, landings, None)
         return found
 
     async def look(self, job: Job, parent: Scope | None) -> Found:
         """A value of `job` to serve from the backend."""
-        reading = await self.read(job.key)
+        return self._found(job, await self.read(job.key), parent)
+
+    def _found(self, job: Job, reading: Reading | None, parent: Scope | None) -> Found:
         value = self.serve(job, reading, parent)
         if value is MISSING or reading is None:
             return Found(MISSING, reading=reading)
@@ -223,7 +297,7 @@ class Filler:
         try:
             await self.backend.invalidate([NOBODYS])
         except BackendError as error:
-            logger.warning("the backend cannot be written (%s): %s is computed and not stored", error, job.name)
+            self._warn("the backend cannot be written (%s): %s is computed and not stored", error, job.name)
             numbered = False
         flight = self.flights.lead_unless_open(job.key, self.backend.clock())
         try:
@@ -377,7 +451,7 @@ class Filler:
         entry = self._prepare(job, value, reading, flight, scope, started)
         if entry is None:
             return Written(False)
-        written = await self.write(entry) if entry.stamp is not OF_NO_EPOCH else Written(False)
+        written = await self.write(entry)
         self._conclude(job, entry, written, flight, scope, unaccepted)
         return written
 
@@ -629,13 +703,31 @@ def _flights_around(scope: Scope | None) -> tuple[Flight, ...]:
     return tuple(around)
 
 
+def _first_of(leased: frozenset[str], entry: Entry) -> str | None:
+    """The first tag of `entry` that is leased, if one is."""
+    if not leased or leased.isdisjoint(entry.tags):
+        return None
+    return next(tag for tag in entry.tags if tag in leased)
+
+
+def _without(reading: Reading, leased: frozenset[str], *, with_entry: bool = False) -> Reading:
+    """What was read, as a miss where the entry carries a tag that was leased before the backend was asked."""
+    tag = _first_of(leased, reading.entry) if reading.entry is not None and reading.miss is None else None
+    if tag is None:
+        return reading
+    return Reading(reading.stamp, reading.entry if with_entry else None, miss=Miss(Cause.INVALIDATED, tag))
+
+
 def load(entry: Entry, codec: Codec) -> Any:
     """The value of `entry` as the type of `codec`, or MISSING where it is not of that type."""
+    its_codec: Codec | None = entry.codec
     try:
-        if entry.codec is codec:
+        if its_codec is codec:
             return entry.load()
+        if its_codec is None:  # bytes, from outside this process
+            return codec.decode(entry.body)
         # Stored as another type under the same key: decode what its bytes would be.
-        return codec.decode(entry.codec.encode(entry.load()))
+        return codec.decode(its_codec.encode(entry.load()))
     except CorruptEntryError as error:
         logger.warning("%s is taken for a miss: %s", entry.key, error)
         return MISSING

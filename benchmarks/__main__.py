@@ -8,7 +8,21 @@ from contextlib import ExitStack
 from benchmarks import report
 from benchmarks.environments import ENVIRONMENTS, ROOT, BenchmarkError
 from benchmarks.report import Report, step
-from benchmarks.subjects import Run, hit, http, invalidate, memory, misses, nested, races, ratio
+from benchmarks.subjects import (
+    Run,
+    hit,
+    http,
+    http_redis,
+    invalidate,
+    memory,
+    misses,
+    nested,
+    races,
+    ratio,
+    redis,
+    redis_peers,
+    redis_races,
+)
 
 SUBJECTS = {
     "hit": hit.run,
@@ -19,6 +33,10 @@ SUBJECTS = {
     "memory": memory.run,
     "ratio": ratio.run,
     "http": http.run,
+    "redis": redis.run,
+    "redis-peers": redis_peers.run,
+    "redis-races": redis_races.run,
+    "http-redis": http_redis.run,
 }
 PAGE = ROOT / "docs" / "benchmarks.md"
 

@@ -60,9 +60,9 @@ ENVIRONMENTS = {
     one.library: one
     for one in (
         Environment("asynctag", ("--editable", ".[fastapi]", *_SERVER), "benchmarks.workers.with_asynctag"),
-        Environment("cashews", ("cashews", "pydantic", *_SERVER), "benchmarks.workers.with_cashews"),
+        Environment("cashews", ("cashews[redis]", "hiredis", "pydantic", *_SERVER), "benchmarks.workers.with_cashews"),
         Environment("async-cache", ("async-cache", "pydantic"), "benchmarks.workers.with_async_cache"),
-        Environment("aiocache", ("aiocache", "pydantic"), "benchmarks.workers.with_aiocache"),
+        Environment("aiocache", ("aiocache[redis]", "hiredis", "pydantic"), "benchmarks.workers.with_aiocache"),
         # It imports Starlette's templates without asking for jinja2.
         Environment(
             "fastapi-cache2",
@@ -83,10 +83,14 @@ def _run(command: Sequence[str | Path]) -> str:
 class Worker:
     """A process that answers one line of JSON with another."""
 
-    def __init__(self, python: Path, module: str, core: int | None = None) -> None:
+    def __init__(self, python: Path, module: str, *arguments: str, core: int | None = None) -> None:
         self.module = module
         self._process = subprocess.Popen(
-            [str(python), "-m", module], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [str(python), "-m", module, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -127,6 +131,12 @@ class Worker:
 def worker_of(library: str) -> Worker:
     environment = ENVIRONMENTS[library]
     return Worker(environment.python, environment.worker)
+
+
+def redis_worker_of(library: str, url: str, *settings: str) -> Worker:
+    """One over a server that is on another core, as on another machine."""
+    module = f"benchmarks.workers.redis_{library.replace('-', '_')}"
+    return Worker(ENVIRONMENTS[library].python, module, url, *settings, core=0)
 
 
 def pin(pid: int, core: int | None) -> None:

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 Timed = Callable[[int], float]
 """Runs something so many times, gives the seconds."""
@@ -32,7 +35,17 @@ def interleave(
     return series
 
 
-def turned(names: Sequence[str], number: int) -> list[str]:
+def in_turn(contenders: Mapping[str, Callable[[], Mapping[str, Any]]], rounds: int) -> dict[str, Series]:
+    """Ask every contender once a round, in an order that turns with each round: a series for each measure they give."""
+    found: dict[str, Series] = {}
+    for number in range(rounds):
+        for name in turned(list(contenders), number):
+            for measure, value in contenders[name]().items():
+                found.setdefault(measure, {one: [] for one in contenders})[name].append(value)
+    return found
+
+
+def turned(names: Sequence[T], number: int) -> list[T]:
     """The names in the order of round `number`: everyone comes first, and after everyone, as often."""
     at = number // 2 % len(names)
     order = [*names[at:], *names[:at]]

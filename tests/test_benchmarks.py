@@ -1,17 +1,32 @@
 """The harness of the benchmarks: what it computes and draws, never how long anything takes."""
 
+import asyncio
 import copy
 import xml.etree.ElementTree as ElementTree
+import zlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
-from benchmarks import plot, report, rounds, traces
+from benchmarks import plot, processes, report, rounds, traces
 from benchmarks.__main__ import PAGE, SUBJECTS
+from benchmarks.environments import BenchmarkError
 from benchmarks.plot import Bar, Plot
 from benchmarks.report import Report, Table, Target
-from benchmarks.workers.payloads import SPOIL, VALUES, sizes
+from benchmarks.subjects import redis_peers
+from benchmarks.subjects.redis import BODIES, commands_of
+from benchmarks.workers.commands import Function, Library
+from benchmarks.workers.over_redis import OverRedis, spend
+from benchmarks.workers.payloads import SPOIL, VALUES, prose, sizes
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The workers run on asyncio."""
+    return "asyncio"
 
 
 def test_the_order_turns_so_that_everyone_comes_first_and_last_as_often() -> None:
@@ -37,6 +52,18 @@ def test_every_contender_is_asked_once_a_round_in_turn() -> None:
 def test_a_ratio_is_taken_within_each_round() -> None:
     """Noise that doubles both in a round leaves it as it was."""
     assert rounds.ratio({"a": [2, 4, 20], "b": [1, 2, 10]}, "a", "b") == 2
+
+
+def test_each_measure_is_a_series_of_its_own_for_everyone_asked_in_turn() -> None:
+    asked: list[str] = []
+
+    def contender(name: str, seconds: float) -> dict[str, float]:
+        asked.append(name)
+        return {"seconds": seconds, "processor": seconds / 2}
+
+    found = rounds.in_turn({"a": lambda: contender("a", 2), "b": lambda: contender("b", 1)}, 2)
+    assert found == {"seconds": {"a": [2, 2], "b": [1, 1]}, "processor": {"a": [1, 1], "b": [0.5, 0.5]}}
+    assert asked == ["a", "b", "b", "a"]
 
 
 def test_calibration_fills_the_time_and_stops_at_the_most() -> None:
@@ -136,3 +163,86 @@ def test_payloads_are_a_kilobyte_and_a_careless_caller_changes_all_but_text() ->
         SPOIL[name](copied)
         assert (copied == value) == (name == "str")
     assert set(SPOIL) == set(VALUES)
+
+
+@pytest.mark.parametrize("size", BODIES)
+def test_prose_has_its_size_and_compresses_as_text_does(size: int) -> None:
+    text = prose(size).encode()
+    assert len(text) == size
+    assert 0.3 < len(zlib.compress(text)) / size < 0.6
+
+
+@pytest.mark.anyio
+async def test_calls_are_spread_over_callers_who_keep_to_their_own_arguments() -> None:
+    called: dict[asyncio.Task[None] | None, list[str]] = {}
+
+    async def function(argument: str) -> None:
+        called.setdefault(asyncio.current_task(), []).append(argument)
+
+    spent = await spend(function, ["a", "b", "c"], 8, 3)
+    assert sorted(called.values()) == [["a"] * 3, ["b"] * 3, ["c"] * 2]
+    assert spent.keys() == {"seconds", "processor"}
+
+
+def test_commands_are_told_without_those_that_come_now_and_then() -> None:
+    assert commands_of({"commands": {"GET": 1.0, "SADD": 5.05, "TIME": 0.1}}) == "`GET`, 5× `SADD`"
+    assert commands_of({"commands": {}}) == "–"
+
+
+@pytest.fixture
+def valkey() -> Iterator[str]:
+    try:
+        with processes.valkey() as url:
+            yield url
+    except BenchmarkError as error:
+        pytest.skip(str(error))
+
+
+class Commanded(Library):
+    """Sends so many commands for a call."""
+
+    def cached(self, function: Function, *tags: str) -> Function:
+        return function
+
+
+@pytest.mark.anyio
+async def test_round_trips_are_counted_by_the_server(valkey: str) -> None:
+    """What comes in one piece is one; what a script calls is not told."""
+    async with Redis.from_url(valkey) as redis:
+
+        async def one_by_one(number: int) -> None:
+            await redis.set("key", number)
+            await redis.get("key")
+
+        async def at_once(number: int) -> None:
+            async with redis.pipeline(transaction=False) as pipeline:
+                await pipeline.set("key", number).get("key").execute()
+
+        async def by_script(number: int) -> None:
+            await redis.eval("return redis.call('GET', KEYS[1])", 1, "key")
+
+        async def not_at_all(number: int) -> None:
+            await asyncio.sleep(0)
+
+        await redis.ping()  # so that it is connected
+        over = OverRedis(Commanded(), valkey)
+        counted = {
+            function.__name__: await over.count(function, range(4), 4, 1)
+            for function in (one_by_one, at_once, by_script, not_at_all)
+        }
+    assert counted == {
+        "one_by_one": {"trips": 2, "commands": {"SET": 1, "GET": 1}},
+        "at_once": {"trips": 1, "commands": {"SET": 1, "GET": 1}},
+        "by_script": {"trips": 1, "commands": {"EVAL": 1}},
+        "not_at_all": {"trips": 0, "commands": {}},
+    }
+
+
+def test_a_library_without_tags_is_not_asked_to_invalidate() -> None:
+    left_out = {
+        (label, what)
+        for label in redis_peers.SETTINGS
+        for what in (*redis_peers.ASKED, redis_peers.LAST)
+        if not redis_peers.takes_part(label, what)
+    }
+    assert left_out == {("aiocache", "an invalidation"), ("aiocache", redis_peers.LAST)}

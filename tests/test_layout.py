@@ -15,7 +15,7 @@ LAYERS = [
     {"errors"},
     {"names", "signatures", "stable", "same", "tags", "keys", "thaw", "codec", "expiry", "backends.base"},
     {"scope", "explain"},
-    {"background", "flight", "fill"},
+    {"background", "flight", "outage", "pending", "fill"},
     {"cached"},
     {"cache", "transaction", "windows"},
     {"backends", "http"},

@@ -411,7 +411,12 @@ class Exchange:
                     await backend.invalidate([key])
                     reading = await self.filler.read(key)
             except BackendError as error:
-                logger.warning("%s: what was stored of its URL could not be invalidated: %s", self.scope.name, error)
+                self.filler.outage.warn(
+                    backend.clock(),
+                    "%s: what was stored of its URL could not be invalidated: %s",
+                    self.scope.name,
+                    error,
+                )
                 return None
             tags = (key, *self.cache._implicit)
             expiry = Expiry(self.cache.max_ttl)

@@ -8,13 +8,13 @@ from math import floor
 import anyio
 from starlette.requests import HTTPConnection
 
-from asynctag.backends.base import Entry
+from asynctag.backends.base import Entry, Reading
 from asynctag.cache import Cache
 from asynctag.errors import ConfigurationError
-from asynctag.fill import MISSING, load
+from asynctag.fill import MISSING, Filler, load
 from asynctag.flight import Fate, Flight
 from asynctag.http.asgi import AsgiApp, AsgiScope, Fields, Message, Receive, Send
-from asynctag.http.exchange import DIMENSIONS, Address, Exchange, Stored, current_exchange
+from asynctag.http.exchange import DIMENSIONS, Address, Exchange, Stored, current_exchange, record_of
 from asynctag.http.guards import Inputs, inputs_of, why_not_public
 from asynctag.http.headers import cache_status, is_field_name
 from asynctag.http.request import SCOPE_KEY, RequestCache
@@ -43,23 +43,20 @@ _OF_ONE_CLIENT = frozenset({b"cache-control", b"if-modified-since", b"if-none-ma
 class _Known:
     """A URL that was asked for, and the headers of its hits as they go out within a second.
 
-    `key` is that of its response where the URL is the whole of it; `dims` is what was last seen to tell its responses
-    apart. `fields` are the headers that are stored, to know their response by without holding its body. A response
-    from outside this process is held as it came, if it is not large: to decode it takes longer than to compare it.
-    `hits`: whether it is worth a look-up of its own before the URL's first record is read.
+    `key` is that of its response where the URL is the whole of it. `dims` is what was last seen to tell its responses
+    apart, where its hits come from outside this process: they are worth a look-up of their own. Such a response is held
+    as it came, if it is not large: to decode it takes longer than to compare it. `sent` are the headers of the last
+    hit, with those that are stored, to know its response by without holding its body, and the second that they are of.
+    `held` and `sent` are replaced as wholes, for any number of threads.
     """
 
-    __slots__ = ("dims", "fields", "headers", "hits", "key", "raw", "response", "second")
+    __slots__ = ("dims", "held", "key", "sent")
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.dims = PLAIN
-        self.hits = False
-        self.raw = b""
-        self.response: StoredResponse | None = None
-        self.fields: Fields | None = None
-        self.second = 0
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.dims: Dimensions | None = None
+        self.held: tuple[bytes, StoredResponse] | None = None
+        self.sent: tuple[Fields | None, int, list[tuple[bytes, bytes]]] = (None, 0, [])
 
 
 class CacheMiddleware:
@@ -121,7 +118,7 @@ class CacheMiddleware:
         elif kind == "http" and scope["method"] in ("GET", "HEAD"):
             known = self._plain_url(scope)
             messages = self._ready(known) if known is not None else None
-            if messages is None and known is not None and known.hits:
+            if messages is None and known is not None and known.dims is not None:
                 messages = await self._fetch(scope, known)
             if messages is None:
                 facts = read_request(scope["method"], scope["headers"])
@@ -178,21 +175,32 @@ class CacheMiddleware:
 
     async def _fetch(self, asgi: AsgiScope, known: _Known) -> tuple[Message, Message] | None:
         """The hit of such a request from outside this process, in one round trip."""
-        filler = self.cache._filling()
-        key = known.key if known.dims is PLAIN else Address(asgi, self.cache.namespace).response_key(known.dims)
-        reading = None if self.cache._disabled else await filler.read(key)
+        filler, dims, messages = self.cache._filling(), known.dims, None
+        reading = await self._look(filler, asgi, known.key, dims) if dims is not None else None
         entry = reading.entry if reading is not None and not reading.stale else None
-        if entry is None or entry.codec is not None or filler.backend.clock() >= entry.renew_from:
-            known.hits = False
+        if entry is not None and entry.codec is None and filler.backend.clock() < entry.renew_from:
+            held = known.held
+            if held is not None and held[0] == entry.body:
+                messages = self._reply(known, entry, held[1])
+            elif (response := load(entry, RESPONSES)) is not MISSING:
+                known.held = (entry.body, response) if len(entry.body) <= MAX_HELD else None
+                messages = self._reply(known, entry, response)
+        if messages is None:
+            known.dims = None
+        return messages
+
+    async def _look(self, filler: Filler, asgi: AsgiScope, key: str, dims: Dimensions) -> Reading | None:
+        """What stands where the response to this request was, if `dims` still are what tells the URL's apart.
+
+        Where the URL is the whole key, the look at the response tells: it goes when that is so no more.
+        """
+        if self.cache._disabled:
             return None
-        if known.raw != entry.body:
-            response = load(entry, RESPONSES)
-            if response is MISSING:
-                return None
-            held = len(entry.body) <= MAX_HELD
-            known.response, known.raw = response, entry.body if held else b""
-        assert known.response is not None
-        return self._reply(known, entry, known.response)
+        if dims is PLAIN:
+            return await filler.read(key)
+        address = Address(asgi, self.cache.namespace)
+        record, reading = await filler.read_many([address.record_key(), address.response_key(dims)])
+        return reading if record_of(record) == dims else None
 
     def _reply(self, known: _Known, entry: Entry, response: StoredResponse) -> tuple[Message, Message] | None:
         """The messages of a hit, if it may be served to everybody."""
@@ -202,12 +210,14 @@ class CacheMiddleware:
         if around is not None:  # a cached computation calls the application
             around.absorb(entry, self.cache._filling().backend)
         now = time.time()
-        if known.fields is not response.headers or not known.second <= now < known.second + 1:
+        fields, second, headers = known.sent
+        if fields is not response.headers or not second <= now < second + 1:
             start, _ = self.answer(response, entry, PLAIN_GET, stale=False)
-            known.fields, known.second, known.headers = response.headers, floor(now), start["headers"]
+            headers = start["headers"]
+            known.sent = response.headers, floor(now), headers
         return (
             # A list of its own: what stands around this middleware may add to it.
-            {"type": "http.response.start", "status": response.status, "headers": known.headers.copy()},
+            {"type": "http.response.start", "status": response.status, "headers": headers.copy()},
             {"type": "http.response.body", "body": response.body, "more_body": False},
         )
 
@@ -266,7 +276,7 @@ class CacheMiddleware:
                 await exchange.run(send)
             else:
                 if known is not None and exchange.dims is not None and not self.cache._filling().backend.in_process:
-                    known.hits, known.dims = True, PLAIN if exchange.dims.plain else exchange.dims
+                    known.dims = PLAIN if exchange.dims.plain else exchange.dims
                 for message in exchange.hit(stored):
                     await send(message)
         finally:

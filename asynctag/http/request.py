@@ -44,9 +44,9 @@ class RequestCache:
         if scope is not None:
             scope.forbid_store()
 
-    async def invalidate(self, *tags: str, soft: bool = False) -> None:
+    async def invalidate(self, *tags: str, soft: bool = False, queue: bool = False) -> bool:
         """As `Cache.invalidate`."""
-        await self.cache.invalidate(*tags, soft=soft)
+        return await self.cache.invalidate(*tags, soft=soft, queue=queue)
 
     async def lookup(self, key: str, *, returns: Any = NOT_GIVEN) -> Hit | Miss:
         """As `Cache.lookup`."""

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
-from benchmarks.environments import Worker, worker_of
+from benchmarks.environments import Worker, redis_worker_of, worker_of
+from benchmarks.processes import valkey
 from benchmarks.rounds import Timed
 
 NAMES = ("asynctag", "async-cache", "aiocache", "cashews", "fastapi-cache2")
@@ -17,12 +19,28 @@ class Run:
 
     quick: bool
     stack: ExitStack
-    _workers: dict[str, Worker] = field(default_factory=dict)
+    _workers: dict[tuple[str, ...], Worker] = field(default_factory=dict)
+    _server: str = ""
+    _databases: "count[int]" = field(default_factory=count)
 
     def worker(self, library: str) -> Worker:
-        if library not in self._workers:
-            self._workers[library] = self.stack.enter_context(worker_of(library))
-        return self._workers[library]
+        return self._kept((library,), lambda: worker_of(library))
+
+    def redis_worker(self, library: str, loop: str = "asyncio", *settings: str) -> Worker:
+        """One that keeps its entries in a database of its own, in this kind of event loop."""
+        return self._kept(
+            (library, loop, *settings), lambda: redis_worker_of(library, self.database(), loop, *settings)
+        )
+
+    def _kept(self, which: tuple[str, ...], start: Callable[[], Worker]) -> Worker:
+        if which not in self._workers:
+            self._workers[which] = self.stack.enter_context(start())
+        return self._workers[which]
+
+    def database(self) -> str:
+        """The URL of a database that nobody else uses, of one Valkey for the whole run."""
+        self._server = self._server or self.stack.enter_context(valkey())
+        return f"{self._server}/{next(self._databases)}"
 
     def pick(self, thorough: int, quick: int) -> int:
         return quick if self.quick else thorough

@@ -1,5 +1,8 @@
 """Random readers and writers: reads that give data from before an invalidation that was acknowledged before them."""
 
+from collections.abc import Mapping
+
+from benchmarks.environments import Worker
 from benchmarks.plot import Bar, Plot
 from benchmarks.report import Report, Table, Target, percent, step
 from benchmarks.subjects import Run
@@ -9,34 +12,37 @@ LIBRARIES = ("asynctag", "cashews")
 
 def run(run: Run) -> Report:
     report = Report("races", "Reads older than an acknowledged invalidation")
-    reads, seeds = run.pick(20_000, 5_000), run.pick(10, 2)
-    done = dict.fromkeys(LIBRARIES, 0)
-    stale = dict.fromkeys(LIBRARIES, 0)
+    workers = {name: run.worker(name) for name in LIBRARIES}
+    tell(report, measure(report.name, workers, reads=run.pick(20_000, 5_000), seeds=run.pick(10, 2)))
+    return report
+
+
+def measure(subject: str, workers: Mapping[str, Worker], *, reads: int, seeds: int) -> dict[str, tuple[int, int]]:
+    """How many reads each worker did, and how many of them were stale."""
+    found = dict.fromkeys(workers, (0, 0))
     for seed in range(seeds):
-        step(f"races: {seed + 1} of {seeds}")
-        for name in LIBRARIES:
-            answer = run.worker(name).ask("races", reads=reads, seed=seed)
-            done[name] += answer["reads"]
-            stale[name] += answer["stale"]
-    share = {name: stale[name] / done[name] for name in LIBRARIES}
+        step(f"{subject}: {seed + 1} of {seeds}")
+        for name, worker in workers.items():
+            answer = worker.ask("races", reads=reads, seed=seed)
+            done, stale = found[name]
+            found[name] = done + answer["reads"], stale + answer["stale"]
+    return found
+
+
+def tell(report: Report, found: Mapping[str, tuple[int, int]]) -> None:
+    share = {name: stale / done for name, (done, stale) in found.items()}
     report.tables.append(
         Table(
             ["", "reads", "stale", "share"],
-            [[name, f"{done[name]:,}", f"{stale[name]:,}", percent(share[name], 2)] for name in LIBRARIES],
+            [[name, f"{done:,}", f"{stale:,}", percent(share[name], 2)] for name, (done, stale) in found.items()],
         )
     )
-    report.targets.append(Target("stale reads", stale["asynctag"], 0, unit=""))
+    report.targets.append(Target("stale reads", found["asynctag"][1], 0, unit=""))
     report.plots.append(
         Plot(
-            "races",
+            report.name,
             report.title,
             "Share of reads, less is better",
-            [
-                (
-                    "",
-                    [Bar(name, share[name], percent(share[name], 2), name == "asynctag") for name in LIBRARIES],
-                )
-            ],
+            [("", [Bar(name, one, percent(one, 2), name == "asynctag") for name, one in share.items()])],
         )
     )
-    return report

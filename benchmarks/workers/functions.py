@@ -4,13 +4,16 @@ import asyncio
 import copy
 from typing import Any
 
-from benchmarks.workers.payloads import PRODUCT, RECORD, TEXT, VALUES, Product, Record
+from benchmarks.workers.payloads import PRODUCT, RECORD, TEXT, VALUES, Product, Record, prose
 
 computed = 0
 """How often `slow` has run."""
 
 written: dict[int, int] = {}
 """A database of versions by id, for `version`."""
+
+read = 0
+"""How often `page` and `sized` have run."""
 
 texts: list[str] = []
 """What `stored` gives, by id: made before memory is measured, so that only what the library adds is counted."""
@@ -44,6 +47,19 @@ async def item(item_id: int, group_id: int) -> str:
 
 async def stored(item_id: int, group_id: int) -> str:
     return texts[item_id]
+
+
+async def page(page_id: int) -> str:
+    global read
+    read += 1
+    return TEXT
+
+
+async def sized(number: int) -> str:
+    """The length of the text is `number` without its last three digits, which tell texts of one length apart."""
+    global read
+    read += 1
+    return prose(number // 1_000)
 
 
 async def slow(item_id: int) -> str:

@@ -1,7 +1,10 @@
 """What is cached: a kilobyte as text, as a flat record, as a nested one, and as Pydantic models of the two."""
 
 import json
+import random
 from collections.abc import Callable
+from functools import cache
+from itertools import accumulate
 from typing import Any
 
 from pydantic import BaseModel
@@ -121,6 +124,17 @@ VALUES: dict[str, Any] = {
     "nested model": Product(**PRODUCT),
 }
 """The payloads by name. Each is between 1,000 and 1,100 bytes as JSON."""
+
+
+@cache
+def prose(size: int) -> str:
+    """So many characters that compress as text does, to a half or a third: words of ten thousand, by Zipf."""
+    chance = random.Random(size)
+    letters = "etaoinshrdlucmfwypvbgk"
+    weights = [1 / number for number in range(1, len(letters) + 1)]
+    words = ["".join(chance.choices(letters, weights, k=chance.randint(2, 9))) for _ in range(10_000)]
+    by_rank = list(accumulate(1 / number for number in range(1, len(words) + 1)))
+    return " ".join(chance.choices(words, cum_weights=by_rank, k=size))[:size]
 
 
 def sizes() -> dict[str, int]:

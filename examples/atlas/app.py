@@ -4,11 +4,18 @@ What runs on a hit differs, and is said per route:
 
     public=True   the middleware answers before routing: nothing of the route runs
     otherwise     dependencies run first (who is asking?), then the hit takes the endpoint's place
+
+It takes two settings from the environment:
+
+    REDIS_URL        the cache is in this Redis or Valkey, for all workers that have the same one; without it, in memory
+    ATLAS_DATABASE   the file with the data, filled if it is new. Without it: on Redis, one beside this module, which
+                     all workers share; in memory, one that goes with the process
 """
 
+import os
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path as FilePath
 from typing import Annotated
@@ -17,9 +24,12 @@ from urllib.parse import parse_qs
 import anyio.to_thread
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
 from fastapi.exception_handlers import http_exception_handler
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from asynctag import InvalidationError
+from asynctag.backends.redis import RedisBackend
 from asynctag.http import CacheMiddleware, cache_response
 from asynctag.integrations.fastapi import CacheDep, cache_policy
 from examples.atlas import pages
@@ -105,7 +115,9 @@ async def edit(shown: ExistingAirport, catalogue: CatalogueDep, tagged: CacheDep
     # First the write, committed; then the invalidation. The other way round, a reader in between would compute from
     # the old row, and what it stores would stay: its data is older than the commit, but younger than the invalidation.
     changed = await anyio.to_thread.run_sync(update)
-    await tagged.invalidate(*changed)
+    # It is committed, and can't be refused any more. So if the server of the cache can't be told now, that is queued.
+    if not await tagged.invalidate(*changed, queue=True):
+        return HTMLResponse(pages.saved(shown.icao), 202)
 
     # See Other: the browser fetches the page, which is new by now, and a reload does not post again.
     return RedirectResponse(f"/airports/{shown.icao}", 303)
@@ -145,7 +157,7 @@ async def suspicious(catalogue: CatalogueDep) -> str:
 @editors.post("/clear", status_code=204)
 async def clear(tagged: CacheDep) -> None:
     """Drop all that is cached: for when the data has changed behind the application's back."""
-    await tagged.cache.clear()
+    await tagged.cache.clear()  # not queued: where the server of the cache can't be told, it raises
 
 
 # --- JSON --------------------------------------------------------------------------------------------------
@@ -167,16 +179,48 @@ async def country_json(code: CountryCode, catalogue: CatalogueDep, page: PageNum
 # --- all together ------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def data_file() -> Iterator[FilePath]:
+    """Where the data is: workers that share a cache share it, too."""
+    if given := os.environ.get("ATLAS_DATABASE"):
+        yield FilePath(given)
+    elif os.environ.get("REDIS_URL"):
+        yield FilePath(__file__).with_name("airports.sqlite3")
+    else:
+        with tempfile.TemporaryDirectory(prefix="atlas-") as folder:
+            yield FilePath(folder) / "airports.sqlite3"
+
+
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    with tempfile.TemporaryDirectory(prefix="atlas-") as folder:
-        database = Database(FilePath(folder) / "airports.sqlite3")
-        await anyio.to_thread.run_sync(database.load)
+    with data_file() as path:
+        database = Database(path)
+        is_new = await anyio.to_thread.run_sync(database.load)
+        if is_new:  # what is in Redis was made from a file that was here before
+            await cache.clear(queue=True)
         app.state.catalogue = Catalogue(database)
         try:
             yield
         finally:
             database.close()
+
+
+class SayWhichWorker:
+    """Names the process that answers in a header. It stands around the cache: on hits, it is not the one that stored.
+
+    For looking at what the cache does, like `expose_tags` below.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_name(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"x-worker", b"%d" % os.getpid())]}
+            await send(message)
+
+        await self.app(scope, receive, send_with_name)
 
 
 async def not_found(request: Request, error: Exception) -> Response:
@@ -187,12 +231,20 @@ async def not_found(request: Request, error: Exception) -> Response:
     return await http_exception_handler(request, error)
 
 
+async def not_invalidated(request: Request, error: Exception) -> Response:
+    return PlainTextResponse("The server of the cache does not answer. Try again.\n", 503, {"Retry-After": "1"})
+
+
 def create_app() -> FastAPI:
+    if url := os.environ.get("REDIS_URL"):
+        cache.bind(RedisBackend.from_url(url))  # it connects when it is first asked
     app = FastAPI(title="The atlas of airports", lifespan=lifespan)
     # First, so that it is innermost: whatever is added later (sessions, compression) stands before the cache.
     # It opens the cache at startup and closes it at shutdown. `expose_tags` is for looking at what it does.
     app.add_middleware(CacheMiddleware, cache=cache, expose_tags="X-Tags")
+    app.add_middleware(SayWhichWorker)
     app.add_exception_handler(404, not_found)
+    app.add_exception_handler(InvalidationError, not_invalidated)
     app.include_router(site)
     app.include_router(editors)
     app.include_router(api)

@@ -16,7 +16,7 @@ import anyio.to_thread
 from asynctag import Cache
 from examples.atlas.data import Airport, Database
 
-# Made at import, since the decorators need it. In memory unless the application binds a backend to it.
+# Made at import, since the decorators need it. In memory, unless the application binds it to a server.
 cache = Cache(namespace="atlas", default_ttl=3600)
 
 NEIGHBOURS = 8

@@ -51,23 +51,29 @@ def elevations_tag(country: str | None = None) -> str:
 
 
 class Database:
-    """The table of airports. Safe to use from any thread: each call has a connection to itself."""
+    """The table of airports. For any number of threads and processes: each call has a connection to itself."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._idle: list[sqlite3.Connection] = []
 
-    def load(self) -> int:
-        """Fill the table with the public data that the package `airportsdata` ships; how many rows there are."""
-        rows = [
-            (
-                *(row[name] for name in ("icao", "iata", "name", "city", "subd", "country")),
-                round(row["elevation"]),
-                *(row[name] for name in ("lat", "lon", "tz")),
-            )
-            for row in airportsdata.load("ICAO").values()
-        ]
+    def load(self) -> bool:
+        """Fill the table with the public data that the package `airportsdata` ships, if it is not there. Whether so.
+
+        Of workers that start at once, the first one does it. The others wait for that, and find the table.
+        """
         with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'airports'").fetchone():
+                return False
+            rows = [
+                (
+                    *(row[name] for name in ("icao", "iata", "name", "city", "subd", "country")),
+                    round(row["elevation"]),
+                    *(row[name] for name in ("lat", "lon", "tz")),
+                )
+                for row in airportsdata.load("ICAO").values()
+            ]
             connection.execute(
                 "CREATE TABLE airports (icao TEXT PRIMARY KEY, iata TEXT, name TEXT, city TEXT, subdivision TEXT, "
                 "country TEXT, elevation INTEGER, latitude REAL, longitude REAL, timezone TEXT)"
@@ -75,7 +81,7 @@ class Database:
             connection.executemany("INSERT INTO airports VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
             connection.execute("CREATE INDEX by_elevation ON airports (country, elevation DESC, icao)")
             connection.execute("CREATE INDEX by_latitude ON airports (latitude)")
-        return len(rows)
+        return True
 
     def close(self) -> None:
         while self._idle:
@@ -172,7 +178,7 @@ class Database:
         try:
             connection = self._idle.pop()
         except IndexError:
-            connection = sqlite3.connect(self.path, check_same_thread=False)
+            connection = sqlite3.connect(self.path, timeout=30, check_same_thread=False)
         try:
             with connection:
                 yield connection

@@ -1,24 +1,41 @@
 """Drive the atlas over HTTP and show what its cache does: `python -m examples.atlas.demo`.
 
+First in one process, on memory or, if it is set, on the server at REDIS_URL; then with several workers (`workers.py`).
 It checks what it shows. Whatever is not as it must be is printed at the end, and the exit code is 1.
 """
 
+import os
+import signal
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 
 import httpx
 import uvicorn
+from redis import Redis
 
-from examples.atlas.app import EDITOR_KEY, create_app
-
-EDITED, OLD_NAME, NEW_NAME = "LSZS", "Samedan Airport", "Engadin & St. Moritz"
-ON_PAGE = "Engadin &amp; St. Moritz"  # escaped, as in HTML
-EDITOR = {"X-Editor-Key": EDITOR_KEY}
+from examples.atlas import workers
+from examples.atlas.app import create_app
+from examples.atlas.processes import answers
+from examples.atlas.show import (
+    EDITED,
+    EDITOR,
+    NEW_NAME,
+    OLD_NAME,
+    edit,
+    expect,
+    failures,
+    get,
+    line,
+    line_of,
+    title,
+)
 
 #: Path, what it is, and whether the edit has to drop it.
 REQUESTS = [
@@ -33,61 +50,7 @@ REQUESTS = [
     ("/editors/suspicious", "behind a guard: a hit at the endpoint", False),
 ]
 
-failures: list[str] = []
-
-
-def expect(holds: bool, claim: str) -> None:
-    if not holds:
-        failures.append(claim)
-
-
-@dataclass(frozen=True)
-class Answer:
-    response: httpx.Response
-    milliseconds: float
-
-    @property
-    def cache_status(self) -> str:
-        return str(self.response.headers.get("cache-status", ""))
-
-    @property
-    def outcome(self) -> str:
-        parts = self.cache_status.split("; ")
-        return "hit" if "hit" in parts else "miss" if "stored" in parts else "not cached"
-
-    @property
-    def because(self) -> str:
-        """The tag behind a miss, as Cache-Status names it."""
-        _, _, detail = self.cache_status.partition('detail="')
-        return detail.rstrip('"')
-
-    @property
-    def tags(self) -> list[str]:
-        exposed = self.response.headers.get("x-tags", "")
-        return exposed.split(", ") if exposed else []
-
-
-def get(client: httpx.Client, path: str, headers: dict[str, str] | None = None) -> Answer:
-    before = time.perf_counter()
-    response = client.get(path, headers={**EDITOR, **(headers or {})} if path.startswith("/editors") else headers)
-    return Answer(response, (time.perf_counter() - before) * 1000)
-
-
-def edit(client: httpx.Client, name: str) -> None:
-    """Post the form, as a browser does."""
-    response = client.post(f"/airports/{EDITED}/edit", data={"name": name, "elevation": "5600"})
-    expect(response.status_code == 303, f"the edit answers 303, not {response.status_code}")
-
-
 # --- what is shown -----------------------------------------------------------------------------------------
-
-
-def line(path: str, status: object, outcome: str, took: str, note: str) -> None:
-    print(f"  {path:<21} {status:>6}  {outcome:<4}  {took:>9}  {note}")
-
-
-def title(text: str) -> None:
-    print(f"\n{text}")
 
 
 def some_of(tags: list[str]) -> str:
@@ -104,7 +67,7 @@ def ask_twice(client: httpx.Client) -> None:
         for outcome in ("miss", "hit"):
             answer = get(client, path)
             note = some_of(answer.tags) if outcome == "miss" else ""
-            line(path, answer.response.status_code, answer.outcome, f"{answer.milliseconds:.1f} ms", note)
+            line_of(path, answer, note)
             expect(answer.response.status_code == 200, f"{path} answers 200")
             expect(answer.outcome == outcome, f"{path} is a {outcome}: {answer.cache_status}")
             expect(bool(answer.tags), f"{path} has tags")
@@ -119,8 +82,8 @@ def ask_after_edit(client: httpx.Client) -> None:
     for path, what, drops in REQUESTS:
         answer = get(client, path)
         note = f"{what}; {answer.because}" if answer.because else what
-        line(path, answer.response.status_code, answer.outcome, f"{answer.milliseconds:.1f} ms", note)
-        shows = any(name in answer.response.text for name in (NEW_NAME, ON_PAGE))
+        line_of(path, answer, note)
+        shows = any(name in answer.response.text for name in (NEW_NAME, escape(NEW_NAME)))
         expect(OLD_NAME not in answer.response.text, f"{path} does not show the old name")
         if drops:
             expect(answer.outcome == "miss", f"{path} was dropped: {answer.cache_status}")
@@ -135,12 +98,12 @@ def ask_if_changed(client: httpx.Client) -> None:
     path = f"/airports/{EDITED}"
     etag = get(client, path).response.headers.get("etag", "")
     before = get(client, path, {"If-None-Match": etag})
-    line(path, before.response.status_code, before.outcome, f"{before.milliseconds:.1f} ms", "before another edit")
+    line_of(path, before, "before another edit")
     expect(before.response.status_code == 304, "304 before the edit")
     expect(not before.response.content, "a 304 has no body")
     edit(client, OLD_NAME)
     after = get(client, path, {"If-None-Match": etag})
-    line(path, after.response.status_code, after.outcome, f"{after.milliseconds:.1f} ms", "after it")
+    line_of(path, after, "after it")
     expect(after.response.status_code == 200, "200 after the edit")
     expect(OLD_NAME in after.response.text, "the second edit shows")
 
@@ -177,25 +140,28 @@ def measure(client: httpx.Client) -> None:
 
 @contextmanager
 def running() -> Iterator[str]:
-    """The atlas on a free port, in a thread; its address."""
-    server = uvicorn.Server(uvicorn.Config(create_app(), port=0, lifespan="on", log_level="warning"))
-    thread = threading.Thread(target=server.run, name="atlas")
-    thread.start()
-    try:
-        until = time.monotonic() + 30
-        while not server.started:
-            if not thread.is_alive() or time.monotonic() > until:
-                raise RuntimeError("the server did not start")
-            time.sleep(0.01)
-        host, port = server.servers[0].sockets[0].getsockname()[:2]
-        yield f"http://{host}:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=10)
+    """The atlas on a free port, in a thread, with data of its own; its address."""
+    with tempfile.TemporaryDirectory(prefix="atlas-") as folder:
+        os.environ["ATLAS_DATABASE"] = str(Path(folder) / "airports.sqlite3")
+        server = uvicorn.Server(uvicorn.Config(create_app(), port=0, lifespan="on", log_level="warning"))
+        thread = threading.Thread(target=server.run, name="atlas")
+        thread.start()
+        try:
+            until = time.monotonic() + 30
+            while not server.started:
+                if not thread.is_alive() or time.monotonic() > until:
+                    raise RuntimeError("the server did not start")
+                time.sleep(0.01)
+            host, port = server.servers[0].sockets[0].getsockname()[:2]
+            yield f"http://{host}:{port}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)
 
 
-def main() -> int:
-    print("Loading the world's airports into SQLite, and starting the server ...", end=" ", flush=True)
+def show_one_process() -> None:
+    where = "the server at REDIS_URL" if os.environ.get("REDIS_URL") else "memory"
+    print(f"Loading the world's airports into SQLite, and starting one process on {where} ...", end=" ", flush=True)
     before = time.perf_counter()
     with running() as address:
         print(f"{time.perf_counter() - before:.1f} s, at {address}")
@@ -204,10 +170,38 @@ def main() -> int:
             ask_after_edit(client)
             ask_if_changed(client)
             measure(client)
+
+
+def check_redis(url: str) -> str | None:
+    """What is wrong with the server that is to be used, if something is."""
+    try:
+        with Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
+            return None if answers(client) else "REDIS_URL: no server answers there"
+    except ValueError as error:
+        return f"REDIS_URL: {error}"
+
+
+def interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    for name in ("SIGTERM", "SIGHUP"):  # as Ctrl-C does: so that all it has started ends with it
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), interrupt)
+    if (url := os.environ.get("REDIS_URL")) and (wrong := check_redis(url)):
+        print(wrong, file=sys.stderr)
+        return 1
+    try:
+        show_one_process()
+        workers.show()
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
     if failures:
         print("\nNot as it must be:", *failures, sep="\n  ", file=sys.stderr)
         return 1
-    print("\nAll as it must be: no page was served with the old name, and no page was dropped without a cause.")
+    print("\nAll as it must be: no page was served with an old name, and no page was dropped without a cause.")
     return 0
 
 

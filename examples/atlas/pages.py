@@ -193,6 +193,17 @@ def edit(shown: Airport, values: Mapping[str, str], errors: Mapping[str, str]) -
     )
 
 
+def saved(icao: str) -> Html:
+    return layout(
+        "Saved",
+        html(
+            "<h1>Saved</h1>\n<p>The server of the cache does not answer. Until it does, some pages may show what was "
+            'there before.</p>\n<p><a class="button" href="/airports/{icao}">Go on</a></p>\n',
+            icao=icao,
+        ),
+    )
+
+
 def suspicious(airports: Iterable[Airport]) -> Html:
     return layout(
         "To be checked",

@@ -33,6 +33,7 @@ _OPAQUE = frozenset(
         "Execution",
         "Expiry",
         "Filler",
+        "Invalidator",
         "Flights",
         "Process",
         "SteppedBackend",

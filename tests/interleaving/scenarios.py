@@ -4,26 +4,46 @@ They take caches and backends from the world alone, so that they run on any back
 """
 
 from collections.abc import Awaitable, Callable
+from functools import cache as once
 from functools import partial
 from typing import Any
 
 from asynctag import Cache, add_tags, no_store
 from asynctag.cache import Hit, Miss
-from tests.interleaving.world import Build, Failed, World
+from tests.interleaving.scheduler import Explored, explore_on_asyncio
+from tests.interleaving.world import Build, Failed, World, in_memory, in_memory_of_two, stage
 
 SCENARIOS: dict[str, Build] = {}
 #: Those that are too large with every answer on its way as a step of its own.
 LIGHT: set[str] = set()
+#: Those whose readers ask through two clients: these share no flights, where a backend has two.
+APART: set[str] = set()
+
+
+def name_of(build: Build) -> str:
+    return (build.__doc__ or "").rstrip(".")
 
 
 def scenario(build: Build) -> Build:
-    SCENARIOS[(build.__doc__ or "").rstrip(".")] = build
+    SCENARIOS[name_of(build)] = build
     return build
 
 
 def light(build: Build) -> Build:
-    LIGHT.add((build.__doc__ or "").rstrip("."))
+    LIGHT.add(name_of(build))
     return scenario(build)
+
+
+def apart(build: Build) -> Build:
+    APART.add(name_of(build))
+    return build
+
+
+@once
+def explored(name: str, *, clients: int = 1) -> Explored:
+    """All interleavings of a scenario, in memory: run once for all tests that ask."""
+    backends = in_memory if clients == 1 else in_memory_of_two
+    return explore_on_asyncio(stage(name, SCENARIOS[name], backends, remote=name not in LIGHT))
 
 
 def reader(world: World, cache: Cache, key: str = "k", row: str = "x", **options: Any) -> Callable[[], Awaitable[None]]:
@@ -49,6 +69,7 @@ def parent(world: World, cache: Cache, child_row: str = "x", **options: Any) -> 
 # --- fills and invalidations ----------------------------------------------------------------------
 
 
+@apart
 @scenario
 def fill_and_invalidate(world: World) -> None:
     """Two readers and a writer."""
@@ -87,6 +108,7 @@ def late_tag(world: World, cache: Cache) -> Callable[[], Awaitable[None]]:
     return partial(world.ask, lambda: cache.get_or_set("k", compute))
 
 
+@apart
 @scenario
 def a_late_tag(world: World) -> None:
     """A tag is added after the row was read."""
@@ -96,6 +118,34 @@ def a_late_tag(world: World) -> None:
     world.after(late_tag(world, world.cache(0)))
 
 
+@apart
+@light
+def other_tags(world: World) -> None:
+    """The tags of a value are others than they were in the version before."""
+
+    async def compute() -> str:
+        value = await world.row("x")
+        add_tags("x")
+        if value == "x@0":
+            return value
+        add_tags("y")
+        return f"{value} {await world.row('y')}"
+
+    def ask(cache: Cache) -> Callable[[], Awaitable[None]]:
+        return partial(world.ask, lambda: cache.get_or_set("k", compute))
+
+    async def write() -> None:
+        await writer(world, world.cache(1))()
+        await writer(world, world.cache(1), row="y")()
+
+    world.before(ask(world.cache(0)))
+    world.process("writer", write)
+    world.process("reader 1", ask(world.cache(0)), kind="reader")
+    world.process("reader 2", ask(world.cache(1)), kind="reader")
+    world.after(ask(world.cache(0)))
+
+
+@apart
 @scenario
 def delete_and_fill(world: World) -> None:
     """A key without tags is deleted while it is computed."""
@@ -147,6 +197,7 @@ def clear_everything(world: World) -> None:
     world.after(reader(world, shop, tags=[]))
 
 
+@apart
 @light
 def the_journal_is_lost(world: World) -> None:
     """The journal is lost while something is computed, and with it an invalidation."""
@@ -177,6 +228,7 @@ def a_child_changes(world: World) -> None:
     world.after(reader(world, cache, key="child"))
 
 
+@apart
 @light
 def a_child_is_hit(world: World) -> None:
     """A parent is computed from a child that is cached already."""
@@ -237,7 +289,7 @@ def leader_cancelled_and_a_writer(world: World) -> None:
     """A leader is cancelled, and a writer comes."""
     cache = world.cache(0)
     world.process("leader", reader(world, cache), cancellable=True)
-    world.process("writer", writer(world, cache))
+    world.process("writer", writer(world, world.cache(1)))
     world.process("follower", reader(world, cache))
     world.after(reader(world, cache))
 
@@ -258,7 +310,7 @@ def a_parent_is_cancelled(world: World) -> None:
     cache = world.cache(0)
     world.process("reader of the parent", parent(world, cache), cancellable=True)
     world.process("reader of the child", reader(world, cache, key="child"))
-    world.process("writer", writer(world, cache))
+    world.process("writer", writer(world, world.cache(1)))
     world.after(parent(world, cache))
 
 
@@ -270,7 +322,7 @@ def errors_are_shared(world: World) -> None:
     async def compute() -> str:
         raise Failed(await world.row("x"))
 
-    world.process("writer", writer(world, cache))
+    world.process("writer", writer(world, world.cache(1)))
     for number in (1, 2):
         ask = partial(world.ask, lambda: cache.get_or_set("k", compute, tags=["x"]))
         world.process(f"reader {number}", ask, kind="reader")
@@ -314,7 +366,7 @@ def flights_that_cross(world: World) -> None:
 
     world.process("reader 1", crossing("x", "y"))
     world.process("reader 2", crossing("y", "x"))
-    world.process("writer", writer(world, cache))
+    world.process("writer", writer(world, world.cache(1)))
     world.after(reader(world, cache, key="x"))
     world.after(reader(world, cache, key="y", row="y"))
 
@@ -337,7 +389,7 @@ def reader_of_many(world: World, cache: Cache, *rows: str) -> Callable[[], Await
 def many_crosswise(world: World) -> None:
     """Several keys at once, in opposite orders."""
     cache = world.cache(0)
-    world.process("writer", writer(world, cache))
+    world.process("writer", writer(world, world.cache(1)))
     world.process("reader of x and y", reader_of_many(world, cache, "x", "y"))
     world.process("reader of y and x", reader_of_many(world, cache, "y", "x"))
     world.after(reader_of_many(world, cache, "x", "y"))
@@ -349,7 +401,7 @@ def many_and_a_writer(world: World) -> None:
     cache = world.cache(0)
     world.process("reader of x and y", reader_of_many(world, cache, "x", "y"))
     world.process("reader of x", reader(world, cache, key="x"))
-    world.process("writer", writer(world, cache))
+    world.process("writer", writer(world, world.cache(1)))
     world.after(reader_of_many(world, cache, "x", "y"))
 
 
@@ -390,7 +442,7 @@ def a_stale_child(world: World) -> None:
     cache = world.cache(0, stale_while_revalidate=100)
     world.open_caches()
     world.before(reader(world, cache, key="child"))
-    world.process("soft writer", writer(world, cache, soft=True))
+    world.process("soft writer", writer(world, world.cache(1), soft=True))
     world.process("reader", parent(world, cache))
     world.process("reader of what is fresh", fresh_page(world, cache))
     world.after(fresh_page(world, cache))
@@ -401,7 +453,7 @@ def a_child_is_softened_in_flight(world: World) -> None:
     """A child is softly invalidated while one task computes it and another builds from it."""
     world.remote = True  # the row is on its way for a while, though the cache's answers are not
     cache = world.cache(0, stale_while_revalidate=100)
-    world.process("soft writer", writer(world, cache, soft=True))
+    world.process("soft writer", writer(world, world.cache(1), soft=True))
     world.process("reader of the child", reader(world, cache, key="child"))
     world.process("reader of the parent", parent(world, cache))
     world.after(fresh_page(world, cache))
@@ -413,7 +465,7 @@ def soft_then_hard(world: World) -> None:
     cache = world.cache(0, stale_while_revalidate=100)
     world.open_caches()
     world.before(reader(world, cache))
-    world.process("writer", writer(world, cache))
+    world.process("writer", writer(world, world.cache(1)))
     world.process("soft writer", lambda: cache.invalidate("x", soft=True))
     world.process("reader", reader(world, cache))
     world.after(reader(world, cache))
@@ -432,7 +484,7 @@ def renewal_in_the_foreground(world: World) -> None:
     """A stale entry is renewed by its callers, and a writer comes."""
     cache = world.cache(0, stale_while_revalidate=100)
     expired_before(world, cache)
-    world.process("writer", writer(world, cache))
+    world.process("writer", writer(world, world.cache(1)))
     world.process("reader 1", reader(world, cache), kind="reader")
     world.process("reader 2", reader(world, cache), kind="reader")
     world.after(reader(world, cache))
@@ -444,7 +496,7 @@ def renewal_in_the_background(world: World) -> None:
     cache = world.cache(0, stale_while_revalidate=100)
     world.open_caches()
     expired_before(world, cache)
-    world.process("writer", writer(world, cache))
+    world.process("writer", writer(world, world.cache(1)))
     world.process("reader 1", reader(world, cache), kind="reader")
     world.process("reader 2", reader(world, cache), kind="reader")
     world.after(reader(world, cache))
@@ -460,7 +512,7 @@ def fallback_and_invalidate(world: World) -> None:
         raise Failed(await world.row("x"))
 
     ask = partial(world.ask, lambda: cache.get_or_set("k", fail, tags=["x"]))
-    world.process("writer", writer(world, cache))
+    world.process("writer", writer(world, world.cache(1)))
     world.process("reader 1", ask, kind="reader")
     world.process("reader 2", ask, kind="reader")
     world.after(ask)
@@ -480,7 +532,7 @@ def lookup_and_set(world: World) -> None:
         await cache.set("k", value, since=found, tags=["x"])
         return value
 
-    world.process("writer", writer(world, cache))
+    world.process("writer", writer(world, world.cache(1)))
     world.process("reader 1", partial(world.ask, look_and_set))
     world.process("reader 2", reader(world, cache))
     world.after(partial(world.ask, look_and_set))

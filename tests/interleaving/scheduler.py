@@ -273,13 +273,16 @@ class Execution:
 
 @dataclass
 class Explored:
-    """How much was explored, and the schedules that ran to the end: they can be run on another backend."""
+    """How much was explored, and by which schedules: they can be run on another backend."""
 
     executions: int = 0
     states: int = 0
     steps: int = 0
     complete: bool = True
+    #: Those that ran to the end.
     schedules: list[tuple[Step, ...]] = field(default_factory=list)
+    #: Those that came to a state from which others had gone on.
+    cut: list[tuple[Step, ...]] = field(default_factory=list)
 
 
 class Setting(Protocol):
@@ -335,6 +338,7 @@ async def _run_one(
                 mark = hash(mark)
                 if mark in seen:
                     await _finish(setting, finished=False)
+                    explored.cut.append(tuple(taken))
                     return taken
                 seen.add(mark)
             if not options:
@@ -346,12 +350,18 @@ async def _run_one(
             assert step in options, f"the execution is not determined by its schedule: {step} of {options}"
         await execution.take(step)
         taken.append(step)
+    await _end(setting)
+    explored.schedules.append(tuple(taken))
+    return taken
+
+
+async def _end(setting: Setting) -> None:
+    """End an execution in which nobody can go on."""
+    execution = setting.execution
     hanging = [p.name for p in execution.processes if p.status is Status.WAITING]
     if hanging and not execution.problems:
         execution.problems.append(f"{' and '.join(hanging)} wait for ever")
     await _finish(setting, finished=not execution.problems)
-    explored.schedules.append(tuple(taken))
-    return taken
 
 
 async def _finish(setting: Setting, *, finished: bool) -> None:
@@ -361,21 +371,34 @@ async def _finish(setting: Setting, *, finished: bool) -> None:
         raise Violation(setting.name, execution.problems, execution.log)
 
 
-async def replay(stage: Stage, runtime: Runtime, schedule: Sequence[Step]) -> list[str]:
+@dataclass
+class Replayed:
+    """One execution by a given schedule: what happened, in how many steps, and those that could not be taken."""
+
+    log: list[str]
+    steps: int = 0
+    passed_over: list[Step] = field(default_factory=list)
+
+
+async def replay(stage: Stage, runtime: Runtime, schedule: Sequence[Step]) -> Replayed:
     """Run one schedule, then what is left, and say what happened. A process that cannot go on is passed over."""
     async with stage(runtime) as setting:
         execution = setting.execution
+        replayed = Replayed(execution.log)
         await setting.begin()
         for step in schedule:
-            if step in execution.options() and not execution.problems:
+            if execution.problems:
+                break
+            if step in execution.options():
                 await execution.take(step)
+                replayed.steps += 1
+            else:
+                replayed.passed_over.append(step)
         while not execution.problems and (options := execution.options()):
             await execution.take(options[0])
-        hanging = [p.name for p in execution.processes if p.status is Status.WAITING]
-        if hanging and not execution.problems:
-            execution.problems.append(f"{' and '.join(hanging)} wait for ever")
-        await _finish(setting, finished=not execution.problems)
-        return execution.log
+            replayed.steps += 1
+        await _end(setting)
+        return replayed
 
 
 def explore_on_asyncio(stage: Stage, *, limit: int | None = None) -> Explored:

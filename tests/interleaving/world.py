@@ -13,11 +13,15 @@ from asynctag import Cache
 from asynctag import fill as fill_module
 from asynctag.backends.base import Backend, Entry, Reading, Written
 from asynctag.backends.memory import MemoryBackend
+from asynctag.codec import NOT_GIVEN, codec_for
 from asynctag.flight import Fate, Flight, Flights
 from asynctag.names import describe
 from asynctag.scope import current_scope
 from tests.interleaving.fingerprint import Canon
 from tests.interleaving.scheduler import Execution, Process, Runtime, Status, current_process
+
+#: That of all values here: what comes from a server does not say how it was encoded.
+_CODEC = codec_for(NOT_GIVEN, owner="the world")
 
 
 class Failed(Exception):  # noqa: N818 - said of a computation
@@ -51,9 +55,13 @@ class SteppedBackend(Backend):
 
     def _say(self, reading: Reading) -> str:
         if reading.entry is not None:
-            return f"{'a stale ' if reading.stale else ''}hit: {reading.entry.load()} of {reading.entry.stamp.seq}"
+            return f"{'a stale ' if reading.stale else ''}hit: {_value(reading.entry)} of {reading.entry.stamp.seq}"
         miss = reading.miss
         return f"miss ({miss.cause.value if miss else '?'}), as of {reading.stamp.seq}"
+
+    def _say_written(self, entry: Entry, written: Written) -> str:
+        outcome = "accepted" if written.accepted else f"refused ({written.miss.cause.value if written.miss else '?'})"
+        return f"{_value(entry)} of {entry.stamp.seq} {outcome}{', stale' * written.stale}"
 
     async def read(self, key: str) -> Reading:
         what = describe(key)
@@ -76,14 +84,15 @@ class SteppedBackend(Backend):
         what = describe(entry.key)
         await self._execution.point(f"stores {what}")
         written = await self.inner.write(entry)
-        outcome = "accepted" if written.accepted else f"refused ({written.miss.cause.value if written.miss else '?'})"
-        self._execution.note(f"{entry.load()} of {entry.stamp.seq} {outcome}{', stale' * written.stale}")
+        self._execution.note(self._say_written(entry, written))
         await self._answer(f"about storing {what}")
         return written
 
     async def write_many(self, entries: Sequence[Entry]) -> list[Written]:
         await self._execution.point("stores " + ", ".join(describe(entry.key) for entry in entries))
         written = await self.inner.write_many(entries)
+        for entry, one in zip(entries, written, strict=True):
+            self._execution.note(self._say_written(entry, one))
         await self._answer("about storing")
         return written
 
@@ -95,7 +104,9 @@ class SteppedBackend(Backend):
 
     async def delete(self, key: str) -> bool:
         await self._execution.point(f"deletes {describe(key)}")
-        return await self.inner.delete(key)
+        was_there = await self.inner.delete(key)
+        self._execution.note("an entry was there" if was_there else "no entry was there")
+        return was_there
 
     async def inspect(self, key: str) -> Reading:
         return await self.inner.inspect(key)
@@ -105,6 +116,10 @@ class SteppedBackend(Backend):
 
     async def aclose(self) -> None:
         await self.inner.aclose()
+
+
+def _value(entry: Entry) -> Any:
+    return _CODEC.decode(entry.body) if entry.codec is None else entry.load()
 
 
 class SteppedFlights(Flights):
@@ -145,6 +160,13 @@ Backends = Callable[[Clock], AbstractAsyncContextManager[list[Backend]]]
 @asynccontextmanager
 async def in_memory(clock: Clock) -> AsyncIterator[list[Backend]]:
     yield [MemoryBackend(clock=clock)]
+
+
+@asynccontextmanager
+async def in_memory_of_two(clock: Clock) -> AsyncIterator[list[Backend]]:
+    """Two clients of one memory, each with flights of its own, as those of a server have them."""
+    memory = MemoryBackend(clock=clock)
+    yield [memory, memory]
 
 
 class World:
@@ -198,8 +220,8 @@ class World:
     def process(
         self, name: str, work: Callable[[], Any], *, cancellable: bool = False, kind: str | None = None
     ) -> None:
-        """A process of the scenario. Those of one `kind` do exactly the same."""
-        self.execution.add(name, work, cancellable=cancellable, kind=kind)
+        """A process of the scenario. Those of one `kind` do exactly the same, but for the client that they use."""
+        self.execution.add(name, work, cancellable=cancellable, kind=kind if len(self.backends) == 1 else None)
 
     async def point(self, at: str) -> None:
         await self.execution.point(at)
@@ -299,10 +321,12 @@ class World:
     def fingerprint(self) -> Hashable | None:
         """The state of all, if it can be seen: what a server holds cannot."""
         inner = self.backends[0].inner
-        if len(self.backends) > 1 or not isinstance(inner, MemoryBackend):
+        if not isinstance(inner, MemoryBackend) or any(one.inner is not inner for one in self.backends):
             return None
         canon = Canon(inner._stamp)
-        flights = canon.of_flights(self.flights[0])
+        # The canon counts the flights of all clients from where those of the last one are.
+        last = self.flights[-1].begun
+        flights = *map(canon.of_flights, self.flights), *(one.begun - last for one in self.flights)
         shared = canon.of([self.rows, self.acknowledged, self.softly, self.clock.now])
         stored = _memory_state(inner, canon)
         processes = []

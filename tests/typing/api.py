@@ -152,8 +152,10 @@ async def values() -> None:
     assert_type(await cache.get_many(["k"]), dict[str, Any])
 
     assert_type(await cache.delete("k"), bool)
-    assert_type(await cache.invalidate("a", "b", soft=True), None)
-    assert_type(await cache.clear(), None)
+    assert_type(await cache.invalidate("a", "b", soft=True, queue=True), bool)
+    assert_type(await cache.clear(queue=True), bool)
+    assert_type(cache.queued_invalidations, tuple[str, ...])
+    assert_type(await cache.flush_invalidations(), bool)
     assert_type(await cache.explain("k"), Explanation)
     async with cache as opened:
         assert_type(opened, Cache)

@@ -166,8 +166,9 @@ class RedisBackend(Backend):
             except TimedOutError as error:
                 self._client.failing(link, str(error))
                 raise
-            except (ConnectionLostError, MovedError):
+            except (ConnectionLostError, MovedError) as error:
                 if tries:
+                    self._client.failing(link, str(error))
                     raise
                 continue
             except WentBackError as error:
@@ -330,7 +331,7 @@ class RedisBackend(Backend):
 
     async def tags(self, key: str) -> tuple[str, ...] | None:
         """The tags of the entry of `key`, if it is valid; None without one. Its body is not fetched."""
-        *_, about = await self._client.run(READ, [self._journal, self._entry_name(key)], [])
+        (*_, about), _ = await self._client.run(READ, [self._journal, self._entry_name(key)], [])
         if about is None or about[1] is not None:
             return None
         return self._format.tags(self._format.head(about[0]))
@@ -364,7 +365,7 @@ class RedisBackend(Backend):
             stores = [self._store(link, entry, now) for entry in entries]
             try:
                 answers = await link.connection.send(b"".join([request for request, _ in stores]), 2 * len(stores))
-            except TimedOutError as error:
+            except (ConnectionLostError, TimedOutError) as error:
                 self._client.failing(link, str(error))
                 raise
             if last or not str(answers[1]).startswith("NOSCRIPT"):
@@ -420,7 +421,7 @@ class RedisBackend(Backend):
         """
         added = tuple(tags)
         if not self._sealed:
-            answer = await self._client.run(TAG, [self._journal, self._entry_name(key)], added)
+            answer, _ = await self._client.run(TAG, [self._journal, self._entry_name(key)], added)
             return answer[2] is not None
         reading = await self.read(key)
         if reading.entry is None:
@@ -437,7 +438,7 @@ class RedisBackend(Backend):
         )
 
     async def delete(self, key: str) -> bool:
-        answer = await self._invalidating((key,), DELETE, [self._journal, self._entry_name(key)], [key])
+        answer, _ = await self._invalidating((key,), DELETE, [self._journal, self._entry_name(key)], [key])
         return bool(answer[2])
 
     async def wipe(self) -> None:
@@ -450,14 +451,13 @@ class RedisBackend(Backend):
     async def lease(self, tags: Iterable[str], holder: str, duration: float) -> bool:
         """Hold `tags` for `holder`, for `duration` seconds: entries that carry one are invalid, and none is stored.
 
-        Again before the end, it goes on. Whether all of them were held without a break; the first time they were not.
-        A lease that ends counts as an invalidation.
+        Again before the end, it goes on. Whether all of them are known to have been held without a break; the first
+        time they were not. A lease that ends counts as an invalidation.
         """
         names = tuple(tags)
-        answer = await self._invalidating(
-            names, LEASE, [self._journal], [holder, max(1, round(duration * 1000)), *names]
-        )
-        return not answer[2]
+        args: list[str | int] = [holder, max(1, round(duration * 1000)), *names]
+        answer, twice = await self._invalidating(names, LEASE, [self._journal], args)
+        return not answer[2] and not twice  # the second finds what the first has put there
 
     async def release(self, tags: Iterable[str], holder: str) -> None:
         """Let go of `tags` and invalidate them, still held or not. Those that others hold too stay held."""
@@ -466,7 +466,7 @@ class RedisBackend(Backend):
 
     async def _invalidating(
         self, tags: tuple[str, ...], script: Script, keys: Sequence[str], args: Sequence[str | int]
-    ) -> list[Any]:
+    ) -> tuple[list[Any], bool]:
         try:
             return await self._client.run(script, keys, args, takes_number=True)
         except BackendError as error:

@@ -195,14 +195,15 @@ class Client:
 
     async def open(self) -> list[Any]:
         """The journal's stamp, and the `max_ttl` that it was made with."""
-        return await self.run(OPEN, [self._journal], [])
+        answer, _ = await self.run(OPEN, [self._journal], [])
+        return answer
 
     async def run(
         self, script: Script, keys: Sequence[str], args: Sequence[str | int], *, takes_number: bool = False
-    ) -> list[Any]:
+    ) -> tuple[list[Any], bool]:
         """The reply to a script; asked once more, on a new connection, where the first was lost.
 
-        If the journal has gone back, a new epoch begins first.
+        With whether the script may have run twice. If the journal has gone back, a new epoch begins first.
         """
         for last in (False, True):
             link, newest = await self.link(), self.newest
@@ -211,14 +212,15 @@ class Client:
             except TimedOutError as error:
                 self.failing(link, str(error))
                 raise
-            except (ConnectionLostError, MovedError):
+            except (ConnectionLostError, MovedError) as error:
                 if last:
+                    self.failing(link, str(error))
                     raise
             else:
                 epoch, seq = answer[:2]
                 if not self.note(newest, Stamp(epoch, seq), takes_number):
                     await self.begin_epoch(epoch)
-                return answer
+                return answer, last
         raise AssertionError("unreachable")
 
     def note(self, newest: Stamp, stamp: Stamp, takes_number: bool = False) -> bool:

@@ -481,8 +481,12 @@ class _Handshake:
     def _drop(self, connection: Any) -> None:
         writer = connection._writer
         connection._reader = connection._writer = None
-        if writer is not None and os.getpid() == self._process:  # In a forked child it is the parent's.
+        if writer is None:
+            return
+        if os.getpid() == self._process:
             writer.transport.abort()
+        else:
+            _abandoned.append(writer)
 
 
 def _address(client: Redis) -> str:

@@ -12,7 +12,7 @@ class Script:
     """A script: its text, and the hash by which a server that has it knows it."""
 
     def __init__(self, name: str) -> None:
-        here = files(__package__)
+        here = files("asynctag.backends.redis")
         text = _FIRST_LINE + (here / "journal.lua").read_text("utf-8") + (here / f"{name}.lua").read_text("utf-8")
         self.name = name
         self.text = text.encode()

@@ -154,7 +154,11 @@ class Exchange:
             looking.renewing = self.scope.renewing
             # A HEAD brings nothing that could be stored: nobody is to wait for it.
             search = filler.look if self.facts.method == "HEAD" else filler.find
-            found = await search(job, looking)
+            try:
+                found = await search(job, looking)
+            except BaseException:  # gave up waiting: what the caller does instead depends on it too
+                looking.hand_up()
+                raise
             if found.value is not MISSING and found.entry is not None:
                 stored = Stored(found.value, found.entry, found.stale)
                 if self._wants(stored):

@@ -684,7 +684,7 @@ def test_other_clients_are_refused() -> None:
         ({"redis_version": "7.2.4", "valkey_version": "7.0.1", "run_id": "x", "master_replid": "y"}, "Valkey 7.0.1"),
         ({"redis_version": "", "run_id": "x", "master_replid": "y"}, "no version"),
         ({"redis_version": "7.4.0"}, "Redis 7.4.0"),
-        ({"redis_version": "7.4.0", "run_id": "x", "master_replid": "y", "redis_mode": "cluster"}, "Cluster"),
+        ({"redis_version": "7.4.0", "run_id": "x", "master_replid": "y", "cluster_enabled": "1"}, "Cluster"),
     ],
 )
 def test_a_server_that_lacks_what_is_needed_is_refused(facts: dict[str, str], named: str) -> None:

@@ -123,6 +123,12 @@ class Client:
         except BackendError as error:
             self._breaker.failed(str(error))
             raise
+        except ConfigurationError as error:
+            if not self.newest.epoch:
+                raise
+            # It has worked in this process: what is wrong is not its set-up. Reads compute.
+            self._breaker.failed(str(error))
+            raise BackendError(str(error)) from error
         self._breaker.worked()
         self._links[loop] = link
         return link
@@ -183,15 +189,14 @@ class Client:
         found: list[Any] = answer
         return found
 
-    def refused(self, link: Link, reply: Exception) -> Exception:
-        what = outcome(reply)
+    def refused(self, link: Link, reply: Exception) -> BackendError:
+        """What to raise for an error reply, the connection left if the server is not the one to talk to."""
+        what, error = outcome(reply), refusal(reply, self.address)
         if what is not Outcome.KEEP:
             if what is Outcome.PAUSE:
                 self.failing(link, f"{self.address} said {reply}")
             link.connection.close()
-        if what is Outcome.MOVE:
-            return MovedError(str(refusal(reply, self.address)))
-        return refusal(reply, self.address)
+        return MovedError(str(error)) if what is Outcome.MOVE else error
 
     async def open(self) -> list[Any]:
         """The journal's stamp, and the `max_ttl` that it was made with."""

@@ -99,8 +99,8 @@ def read_info(info: bytes | str) -> dict[str, str]:
 
 def check_server(facts: dict[str, str], loaded: Sequence[Any], address: str) -> None:
     """Raise `ConfigurationError` for a server that lacks what is needed, naming its version."""
-    if facts.get("redis_mode") == "cluster":
-        raise not_a_cluster(address, "redis_mode:cluster")
+    if facts.get("cluster_enabled") == "1":
+        raise not_a_cluster(address, "cluster_enabled:1")
     what, version, needed = "Redis", facts.get("redis_version", ""), REDIS_NEEDED
     if "valkey_version" in facts:
         what, version, needed = "Valkey", facts["valkey_version"], VALKEY_NEEDED

@@ -2,7 +2,7 @@
 
 from enum import Enum, auto
 
-from asynctag.errors import AsynctagError, BackendError, ConfigurationError
+from asynctag.errors import BackendError, ConfigurationError
 
 
 class Outcome(Enum):
@@ -25,22 +25,20 @@ _KNOWN: dict[str, tuple[Outcome, str]] = {
     "OOM": (Outcome.KEEP, "it is full, and evicts nothing (maxmemory-policy)"),
     "MISCONF": (Outcome.KEEP, "it cannot save to its disk, and stops all writes"),
     "NOPERM": (Outcome.KEEP, "its ACL forbids that to this user"),
+    **dict.fromkeys(
+        ("MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN", "TRYAGAIN"), (Outcome.MOVE, "it is a node of a Redis Cluster now")
+    ),
     "WRONGTYPE": (Outcome.KEEP, "something else stands under the name of our journal: choose another prefix="),
 }
-
-_CLUSTER = {"MOVED", "ASK", "CROSSSLOT", "CLUSTERDOWN", "TRYAGAIN"}
 
 
 def outcome(reply: Exception) -> Outcome:
     return _KNOWN.get(_code(reply), (Outcome.KEEP, ""))[0]
 
 
-def refusal(reply: Exception, address: str) -> AsynctagError:
+def refusal(reply: Exception, address: str) -> BackendError:
     """What to raise for an error reply."""
-    code = _code(reply)
-    if code in _CLUSTER:
-        return not_a_cluster(address, str(reply))
-    _, meaning = _KNOWN.get(code, (Outcome.KEEP, ""))
+    _, meaning = _KNOWN.get(_code(reply), (Outcome.KEEP, ""))
     return BackendError(f"{address} refused: {meaning} ({reply})" if meaning else f"{address} refused: {reply}")
 
 

@@ -749,3 +749,21 @@ async def test_prefixes_are_apart(redis_server: Server) -> None:
     assert await value(first) == "a value"
     await first.aclose()
     await second.aclose()
+
+
+async def test_what_is_remembered_of_keys_is_bounded(backend: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their number and by bytes; what is forgotten is found by script again."""
+    from asynctag.backends.redis import link as module
+
+    monkeypatch.setattr(module, "MAX_KNOWN", 5)
+    keys = [key_name("", f"page {number}") for number in range(12)]
+    for key in keys:
+        await put(backend, key=key, tags=MANY[:20])
+    link = await backend._client.link()
+    assert list(link.known) == keys[-5:]
+    monkeypatch.setattr(module, "MAX_KNOWN_BYTES", 2 * link.known[keys[-1]].size)
+    for key in keys:
+        assert await value(backend, key) == "a value"
+        assert len(link.known) <= 5
+    assert list(link.known) == keys[-2:]
+    assert link._known_bytes == sum(known.size for known in link.known.values())

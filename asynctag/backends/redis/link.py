@@ -14,8 +14,8 @@ from asynctag.backends.redis.replies import not_a_cluster, refusal
 from asynctag.backends.redis.scripts import ALL
 from asynctag.errors import ConfigurationError
 
-#: Of how many keys it is remembered which tags their entries had, and how many bytes those may have.
-MAX_KNOWN, MAX_HEAD_KNOWN = 10_000, 8192
+#: Of how many keys it is remembered which tags their entries had, in how many bytes, and how many those of one may be.
+MAX_KNOWN, MAX_KNOWN_BYTES, MAX_HEAD_KNOWN = 10_000, 16 * 1024 * 1024, 8192
 
 REDIS_NEEDED, VALKEY_NEEDED = (7, 0), (7, 2)
 
@@ -31,7 +31,7 @@ class Known:
     stamp and times, and its body is what follows, `as_is` or not.
     """
 
-    __slots__ = ("as_is", "body_at", "head", "packed", "request", "softened", "stamp", "tags", "times")
+    __slots__ = ("as_is", "body_at", "head", "packed", "request", "size", "softened", "stamp", "tags", "times")
 
     def __init__(self, request: bytes, tags: tuple[str, ...], head: Head, softened: bool) -> None:
         self.request = request
@@ -39,6 +39,7 @@ class Known:
         self.packed = head.raw[TAGS_AT:]
         self.body_at = len(head.raw)
         self.softened = softened
+        self.size = len(request) + 3 * len(head.raw)  # the head, the tags packed and as texts
         self.see(head)
 
     def see(self, head: Head) -> None:
@@ -58,6 +59,7 @@ class Link:
         self.run = run
         self.address = address
         self.known: dict[str, Known] = {}
+        self._known_bytes = 0
         #: For the names of what is on its way into its place.
         self.token = secrets.token_hex(8)
         self.parts = 0
@@ -70,9 +72,16 @@ class Link:
         softs = [f"~{tag}" for tag in tags] if softened else []
         # GETEX, not GET: as a write it is refused by a demoted master (see scripts.py), and it changes nothing.
         request = pack("GETEX", name) + pack("ZMSCORE", journal, *RESERVED, f"run:{self.run}", *tags, *softs)
-        if key not in self.known and len(self.known) >= MAX_KNOWN:
-            del self.known[next(iter(self.known))]
-        self.known[key] = Known(request, tags, head, softened)
+        self._forget(key)
+        known = self.known[key] = Known(request, tags, head, softened)
+        self._known_bytes += known.size
+        while len(self.known) > MAX_KNOWN or self._known_bytes > MAX_KNOWN_BYTES:
+            self._forget(next(iter(self.known)))
+
+    def _forget(self, key: str) -> None:
+        known = self.known.pop(key, None)
+        if known is not None:
+            self._known_bytes -= known.size
 
 
 async def open_link(client: Redis, address: str, *, connect_timeout: float, timeout: float, max_waiting: int) -> Link:

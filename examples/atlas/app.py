@@ -206,10 +206,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 class SayWhichWorker:
-    """Names the process that answers in a header. It stands around the cache: on hits, it is not the one that stored.
-
-    For looking at what the cache does, like `expose_tags` below.
-    """
+    """Names the process that answers in a header, on hits too: it stands around the cache. To see what that does."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

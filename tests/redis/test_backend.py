@@ -362,6 +362,29 @@ async def test_a_master_that_comes_back_with_the_data_of_another_begins_a_new_ep
     await backend.aclose()
 
 
+async def test_a_connection_that_lives_through_it_notices_too(
+    new_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was sent while the server was a replica, so nothing was refused; no later number is known."""
+    monkeypatch.setattr("asynctag.backends.redis.link.CHECK_AGE", 0)  # once a second, else
+    here, there = new_server(), new_server()
+    here.replicate(there)
+    here.promote()
+    backend, other = RedisBackend.from_url(here.url), RedisBackend.from_url(here.url)
+    await put(backend, tags=[RED])
+    assert await value(backend) == "a value"
+    there.replicate(here)
+    there.promote()
+    await other.invalidate([RED])
+    here.replicate(there)
+    here.promote()
+    connections = here.info("stats")["total_connections_received"]
+    assert await value(backend) is Cause.LOST
+    assert here.info("stats")["total_connections_received"] > connections
+    await backend.aclose()
+    await other.aclose()
+
+
 async def test_a_new_replication_id_alone_is_no_loss(new_server: Callable[..., Server]) -> None:
     """A master whose replicas have gone takes one by itself: clients of before and after agree on the epoch."""
     server, replica = new_server(repl_backlog_ttl="1"), new_server()

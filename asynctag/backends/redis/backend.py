@@ -217,6 +217,8 @@ class RedisBackend(Backend):
         self, link: Link, key: str, known: Known | None, body: Any, answer: Any, newest: Stamp
     ) -> Reading | None:
         """What the replies to `_ask` come to; None if it takes another look, by script."""
+        if link.moved:
+            raise self._client.moved()
         if type(answer) is not list:
             if str(answer).startswith("NOSCRIPT"):
                 raise _NoScriptError
@@ -232,7 +234,7 @@ class RedisBackend(Backend):
             return None
         if run is None:  # it is another server's, or this one is not what it was: a new connection asks
             link.connection.close()
-            raise MovedError(f"{self._client.address} is not the server that it was")
+            raise self._client.moved()
         journal = newest
         if -seq != newest.seq or -epoch != newest.epoch:
             journal = self._see(newest, int(-epoch), int(-seq))
@@ -400,6 +402,8 @@ class RedisBackend(Backend):
         self, link: Link, entry: Entry, head: Head, part: Any, answer: Any, newest: Stamp, now: float
     ) -> Written:
         """What the replies to `_store` come to."""
+        if link.moved:
+            raise self._client.moved()
         if isinstance(answer, ReplyError):
             raise self._client.refused(link, answer)
         epoch, seq, cause, tag, softener = answer
@@ -508,6 +512,8 @@ def _check_url(url: str) -> None:
     if not isinstance(url, str):
         raise TypeError(f"a URL is a str, not {type(url).__qualname__}")
     parts = urlsplit(url)
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise ValueError(f"{parts.scheme!r} is no scheme of a Redis URL")
     if parts.scheme == "unix":
         if not parts.path.strip("/"):
             raise ValueError("the path of the socket is missing")

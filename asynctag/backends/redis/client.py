@@ -83,6 +83,7 @@ class Client:
             link = await self._connected(loop)
         if link.connection.is_full:
             await link.connection.room()
+        link.check()
         return link
 
     async def _connected(self, loop: asyncio.AbstractEventLoop) -> Link:
@@ -186,8 +187,13 @@ class Client:
             (answer,) = await link.connection.send(request, 1)
         if isinstance(answer, ReplyError):
             raise self.refused(link, answer)
+        if link.moved:
+            raise self.moved()
         found: list[Any] = answer
         return found
+
+    def moved(self) -> MovedError:
+        return MovedError(f"{self.address} is not the server that it was")
 
     def refused(self, link: Link, reply: Exception) -> BackendError:
         """What to raise for an error reply, the connection left if the server is not the one to talk to."""

@@ -1,8 +1,10 @@
 """A connection of one event loop, and what is known of the server behind it."""
 
+import asyncio
 import re
 import secrets
 from collections.abc import Sequence
+from time import monotonic
 from typing import Any
 
 from hiredis import ReplyError
@@ -16,6 +18,11 @@ from asynctag.errors import ConfigurationError
 
 #: Of how many keys it is remembered which tags their entries had, in how many bytes, and how many those of one may be.
 MAX_KNOWN, MAX_KNOWN_BYTES, MAX_HEAD_KNOWN = 10_000, 16 * 1024 * 1024, 8192
+
+#: The age, in seconds, at which it is asked again who the server is.
+CHECK_AGE = 1.0
+
+_WHO = pack("INFO", "server", "replication")
 
 REDIS_NEEDED, VALKEY_NEEDED = (7, 0), (7, 2)
 
@@ -64,6 +71,26 @@ class Link:
         self.token = secrets.token_hex(8)
         self.parts = 0
         self.failed = False  # it has been counted as a failure
+        self.moved = False  # the server is not the one that it was: nothing that came over this connection counts
+        self._checked = monotonic()
+
+    def check(self) -> None:
+        """Once a second, ask who the server is, before what is sent next: the answer comes before the others.
+
+        A master that was demoted, took over older data and was promoted again keeps its connections.
+        """
+        now = monotonic()
+        if now - self._checked >= CHECK_AGE:
+            self._checked = now
+            self.connection.send(_WHO, 1).add_done_callback(self._see_who)
+
+    def _see_who(self, asked: "asyncio.Future[list[Any]]") -> None:
+        if asked.cancelled() or asked.exception() is not None:
+            return
+        (info,) = asked.result()
+        if not isinstance(info, ReplyError) and who(read_info(info)) != self.run:
+            self.moved = True
+            self.connection.close()
 
     def remember(self, journal: str, key: str, name: str, tags: tuple[str, ...], head: Head, *, softened: bool) -> None:
         """Note the tags of the entry `key`, which stands under `name`."""
@@ -94,10 +121,15 @@ async def open_link(client: Redis, address: str, *, connect_timeout: float, time
             raise refusal(info, address)
         facts = read_info(info)
         check_server(facts, loaded, address)
-        return Link(connection, facts["run_id"] + facts["master_replid"], address)
+        return Link(connection, who(facts), address)
     except BaseException:
         connection.close()
         raise
+
+
+def who(facts: dict[str, str]) -> str:
+    """Who the server is, of what it says of itself. As `who` in journal.lua."""
+    return facts["run_id"] + facts["master_replid"]
 
 
 def read_info(info: bytes | str) -> dict[str, str]:

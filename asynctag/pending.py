@@ -315,7 +315,9 @@ def _unwritten(
     left = list(names)
     if isinstance(error, InvalidationError) and error.tags and set(error.tags) <= set(left):
         left = list(error.tags)
-    why = str(error) or type(error).__name__
+    # A backend's own InvalidationError says what is said here already: what is behind it is what matters.
+    behind = error.__cause__ if isinstance(error, InvalidationError) and error.__cause__ is not None else error
+    why = str(behind) or type(behind).__name__
     advice = (
         f"The queue is full: it holds {MAX_QUEUED} invalidations at most"
         if full

@@ -70,6 +70,17 @@ class Client:
 
     # --- connections -------------------------------------------------------------------------------
 
+    def ready(self) -> Link | None:
+        """The connection of the event loop that runs here, if it is there with room for a command, as it mostly is."""
+        try:
+            link = self._links.get(asyncio.get_running_loop())
+        except RuntimeError:
+            return None
+        if link is None or link.connection.closed or link.connection.is_full:
+            return None
+        link.check()
+        return link
+
     async def link(self) -> Link:
         """The connection of the event loop that runs here, with room for a command."""
         try:

@@ -15,6 +15,7 @@ from benchmarks.processes import HOST, processor_time, uvicorn
 from benchmarks.report import Report, Table, Target, duration, figure, percent, step
 from benchmarks.rounds import turned
 from benchmarks.subjects import Run
+from benchmarks.watching import watching
 
 CONNECTIONS, SECONDS = 32, 0.4
 PATH = "/products/635"
@@ -80,10 +81,14 @@ def run(run: Run) -> Report:
 
 @dataclass(slots=True)
 class Found:
-    """By contender: requests a second and the server's seconds for one, a round each. `busy`: the generator's share."""
+    """By contender: requests a second and the server's seconds for one, a round each; the round trips to Redis for one.
 
-    rates: dict[str, list[float]]
-    costs: dict[str, list[float]]
+    `busy`: the share of its time that the generator was busy against the bare callable, a round each.
+    """
+
+    rates: dict[str, list[float]] = field(default_factory=dict)
+    costs: dict[str, list[float]] = field(default_factory=dict)
+    trips: dict[str, float] = field(default_factory=dict)
     busy: list[float] = field(default_factory=list)
 
     def share(self, one: str, other: str) -> float:
@@ -91,19 +96,25 @@ class Found:
 
 
 def measure(run: Run, name: str, contenders: Sequence[Contender], rounds: int) -> Found:
+    found = Found()
     ports: dict[str, int] = {}
     pids: dict[str, int] = {}
     with ExitStack() as stack:
         for one in contenders:
             step(f"{name}: starting {one.label}")
             app = f"benchmarks.servers.{one.module}:app"
-            settings = {"REDIS_URL": run.database()} if one.redis else {}
+            url = run.database() if one.redis else ""
+            settings = {"REDIS_URL": url}
             port, pids[one.label] = stack.enter_context(uvicorn(ENVIRONMENTS[one.library].python, app, settings))
             for _ in range(3):
                 get(port, PATH)
-            ports[one.label] = port
+            ports[one.label], found.rates[one.label], found.costs[one.label] = port, [], []
+            if url:
+                with watching(url) as seen:
+                    for _ in range(20):
+                        get(port, PATH)
+                found.trips[one.label] = round(seen.trips / 20, 1)
         load = stack.enter_context(Worker(Path(sys.executable), "benchmarks.workers.load", core=1))
-        found = Found({label: [] for label in ports}, {label: [] for label in ports})
         computed = {one.label: get(ports[one.label], f"/{CACHED}") for one in contenders if one.cached}
         # Short rounds: the machine has not changed much between the first contender of one and the last.
         for number in range(rounds):

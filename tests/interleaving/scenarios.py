@@ -136,6 +136,7 @@ def other_tags(world: World) -> None:
 
     async def write() -> None:
         await writer(world, world.cache(1))()
+        await world.point("writes row y")
         await writer(world, world.cache(1), row="y")()
 
     world.before(ask(world.cache(0)))

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import anyio
 import trio
@@ -136,6 +136,8 @@ class Execution:
         self.processes: list[Process] = []
         self.problems: list[str] = []
         self.log: list[str] = []
+        #: What they asked of what they share, and what they were told.
+        self.asked: list[str] = []
         #: While set, points do not park: what is before the schedule, or after it.
         self.passing = False
         #: Asked of each process in its own context when it ends.
@@ -271,18 +273,31 @@ class Execution:
         await self.settle()
 
 
+class Run(NamedTuple):
+    """An execution: its schedule, which can be run on another backend, and what was asked in it."""
+
+    schedule: tuple[Step, ...]
+    asked: tuple[str, ...]
+
+
 @dataclass
 class Explored:
-    """How much was explored, and by which schedules: they can be run on another backend."""
+    """How much was explored, and by which executions: to their ends, or to a state from which others had gone on."""
 
-    executions: int = 0
     states: int = 0
     steps: int = 0
     complete: bool = True
-    #: Those that ran to the end.
-    schedules: list[tuple[Step, ...]] = field(default_factory=list)
-    #: Those that came to a state from which others had gone on.
-    cut: list[tuple[Step, ...]] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def executions(self) -> int:
+        return len(self.runs)
+
+    def different(self) -> list[Run]:
+        """Those of which none was asked as another, or as another began."""
+        last = {run.asked: run for run in self.runs}
+        begun = {asked[:length] for asked in last for length in range(len(asked))}
+        return [run for asked, run in last.items() if asked not in begun]
 
 
 class Setting(Protocol):
@@ -316,15 +331,15 @@ async def explore(stage: Stage, runtime: Runtime, *, limit: int | None = None) -
             break
         prefix = todo.pop()
         async with stage(runtime) as setting:
-            taken = await _run_one(setting, prefix, seen, todo, explored)
-        explored.executions += 1
+            taken = await _run_one(setting, prefix, seen, todo)
+        explored.runs.append(Run(tuple(taken), tuple(setting.execution.asked)))
         explored.steps += len(taken)
     explored.states = len(seen)
     return explored
 
 
 async def _run_one(
-    setting: Setting, prefix: tuple[Step, ...], seen: set[int], todo: list[tuple[Step, ...]], explored: Explored
+    setting: Setting, prefix: tuple[Step, ...], seen: set[int], todo: list[tuple[Step, ...]]
 ) -> list[Step]:
     execution, taken = setting.execution, []
     await setting.begin()
@@ -338,7 +353,6 @@ async def _run_one(
                 mark = hash(mark)
                 if mark in seen:
                     await _finish(setting, finished=False)
-                    explored.cut.append(tuple(taken))
                     return taken
                 seen.add(mark)
             if not options:
@@ -351,7 +365,6 @@ async def _run_one(
         await execution.take(step)
         taken.append(step)
     await _end(setting)
-    explored.schedules.append(tuple(taken))
     return taken
 
 

@@ -7,6 +7,7 @@ nothing that it returns may be older.
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from sys import intern
 from typing import Any
 
 from asynctag import Cache
@@ -39,12 +40,15 @@ class Clock:
 class SteppedBackend(Backend):
     """A backend as if at the end of a wire: others may come before a command runs, and before its answer arrives."""
 
-    def __init__(self, inner: Backend, execution: Execution, *, remote: bool) -> None:
+    def __init__(self, inner: Backend, execution: Execution, *, remote: bool, client: int = 0) -> None:
         self.inner = inner
         self.clock = inner.clock
         self.in_process = inner.in_process  # type: ignore[misc]
+        #: Of which entries it has seen the tags: of these, a client of a server asks in another way.
+        self.seen: dict[str, tuple[str, ...]] = {}
         self._execution = execution
         self._remote = remote
+        self._client = client
 
     def peek(self, key: str) -> Entry | None:
         return None if self._remote else self.inner.peek(key)
@@ -53,21 +57,31 @@ class SteppedBackend(Backend):
         if self._remote:
             await self._execution.point(f"gets the answer {about}")
 
-    def _say(self, reading: Reading) -> str:
-        if reading.entry is not None:
-            return f"{'a stale ' if reading.stale else ''}hit: {_value(reading.entry)} of {reading.entry.stamp.seq}"
-        miss = reading.miss
-        return f"miss ({miss.cause.value if miss else '?'}), as of {reading.stamp.seq}"
+    def _told(self, asked: str, told: str = "") -> None:
+        if told:
+            self._execution.note(told)
+        self._execution.asked.append(intern(f"client {self._client} {asked}: {told}"))
 
-    def _say_written(self, entry: Entry, written: Written) -> str:
+    def _see(self, key: str, reading: Reading) -> None:
+        if reading.entry is not None:
+            self.seen[key] = reading.entry.tags
+            about = f"{'a stale ' if reading.stale else ''}hit: {_value(reading.entry)} of {reading.entry.stamp.seq}"
+        else:
+            about = f"miss ({reading.miss.cause.value if reading.miss else '?'}), as of {reading.stamp.seq}"
+        self._told(f"looks up {key}", about)
+
+    def _see_written(self, entry: Entry, written: Written) -> None:
+        if written.accepted:
+            self.seen[entry.key] = entry.tags
         outcome = "accepted" if written.accepted else f"refused ({written.miss.cause.value if written.miss else '?'})"
-        return f"{_value(entry)} of {entry.stamp.seq} {outcome}{', stale' * written.stale}"
+        about = f"{_value(entry)} of {entry.stamp.seq} {outcome}{', stale' * written.stale}"
+        self._told(f"stores {entry.key} with {sorted(entry.tags)}", about)
 
     async def read(self, key: str) -> Reading:
         what = describe(key)
         await self._execution.point(f"looks up {what}")
         reading = await self.inner.read(key)
-        self._execution.note(self._say(reading))
+        self._see(key, reading)
         await self._answer(f"about {what}")
         return reading
 
@@ -75,8 +89,8 @@ class SteppedBackend(Backend):
         what = ", ".join(describe(key) for key in keys)
         await self._execution.point(f"looks up {what}")
         readings = await self.inner.read_many(keys)
-        for reading in readings:
-            self._execution.note(self._say(reading))
+        for key, reading in zip(keys, readings, strict=True):
+            self._see(key, reading)
         await self._answer(f"about {what}")
         return readings
 
@@ -84,7 +98,7 @@ class SteppedBackend(Backend):
         what = describe(entry.key)
         await self._execution.point(f"stores {what}")
         written = await self.inner.write(entry)
-        self._execution.note(self._say_written(entry, written))
+        self._see_written(entry, written)
         await self._answer(f"about storing {what}")
         return written
 
@@ -92,20 +106,22 @@ class SteppedBackend(Backend):
         await self._execution.point("stores " + ", ".join(describe(entry.key) for entry in entries))
         written = await self.inner.write_many(entries)
         for entry, one in zip(entries, written, strict=True):
-            self._execution.note(self._say_written(entry, one))
+            self._see_written(entry, one)
         await self._answer("about storing")
         return written
 
     async def invalidate(self, tags: Iterable[str], *, soft: bool = False) -> None:
         names = list(tags)
-        how = "invalidates softly" if soft else "invalidates"
-        await self._execution.point(f"{how} {', '.join(describe(name) for name in names)}")
+        what = f"invalidates{' softly' * soft} {', '.join(describe(name) for name in names)}"
+        await self._execution.point(what)
         await self.inner.invalidate(names, soft=soft)
+        self._told(what)
 
     async def delete(self, key: str) -> bool:
-        await self._execution.point(f"deletes {describe(key)}")
+        what = f"deletes {describe(key)}"
+        await self._execution.point(what)
         was_there = await self.inner.delete(key)
-        self._execution.note("an entry was there" if was_there else "no entry was there")
+        self._told(what, "an entry was there" if was_there else "no entry was there")
         return was_there
 
     async def inspect(self, key: str) -> Reading:
@@ -182,7 +198,7 @@ class World:
         #: As `acknowledged`, by soft invalidations: what is served as *fresh* may not be older.
         self.softly = {"x": 0, "y": 0}
         self.notes: dict[str, Any] = {}
-        self.backends = [SteppedBackend(one, execution, remote=remote) for one in inner]
+        self.backends = [SteppedBackend(one, execution, remote=remote, client=at) for at, one in enumerate(inner)]
         self.flights = [SteppedFlights(self) for _ in inner]
         for backend, flights in zip(self.backends, self.flights, strict=True):
             fill_module._flights[backend] = flights
@@ -232,6 +248,7 @@ class World:
     async def lose_journal(self) -> None:
         """All that the backend holds is gone, as after a restart."""
         await self._lose()
+        self.execution.asked.append("the journal is lost")
 
     async def row(self, name: str) -> str:
         """The row as it is now; others may come before, and before it has arrived."""
@@ -328,13 +345,14 @@ class World:
         last = self.flights[-1].begun
         flights = *map(canon.of_flights, self.flights), *(one.begun - last for one in self.flights)
         shared = canon.of([self.rows, self.acknowledged, self.softly, self.clock.now])
+        seen = [sorted((key, tuple(sorted(tags))) for key, tags in one.seen.items()) for one in self.backends]
         stored = _memory_state(inner, canon)
         processes = []
         for p in sorted(self.execution.processes, key=_order):
             waited = tuple(sorted(self._waited.get(p.name, ())))
             where = p.kind, p.status.value, p.at, p.may_be_cancelled, p.was_cancelled
             processes.append((where, waited, canon.of_calls(p.coroutine)))
-        return stored, shared, flights, tuple(processes)
+        return stored, shared, repr(seen), flights, tuple(processes)
 
 
 def _order(process: Process) -> tuple[object, ...]:

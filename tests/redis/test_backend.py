@@ -316,6 +316,25 @@ async def test_the_journal_of_another_server_begins_a_new_epoch(
     assert [name for name in names if name.startswith(b"run:")] == [run]
 
 
+async def test_a_journal_of_before_is_not_taken_again(backend: RedisBackend, redis_server: Server) -> None:
+    """There and back between two servers or databases: what was left has missed what was invalidated meanwhile."""
+    await put(backend, tags=[RED])
+    assert await value(backend) == "a value"
+    redis_server.run("SWAPDB", 0, 1)
+    assert await value(backend) is Cause.ABSENT
+    await backend.invalidate([RED])
+    redis_server.run("SWAPDB", 0, 1)
+    assert await value(backend) is Cause.LOST
+    assert (await put(backend, value="new")).accepted
+    assert await value(backend) == "new"
+    # By a new connection too, before anything is read over it.
+    redis_server.run("SWAPDB", 0, 1)
+    await backend.invalidate([RED])
+    redis_server.run("SWAPDB", 0, 1)
+    await backend.aclose()
+    assert await value(backend) is Cause.LOST
+
+
 async def test_epochs_are_new_each_time(backend: RedisBackend, redis_server: Server) -> None:
     """None comes back, however often the journal is lost."""
     epochs = set()
@@ -437,6 +456,25 @@ async def test_the_journal_is_bounded(redis_server: Server) -> None:
     await backend.aclose()
 
 
+@pytest.mark.parametrize("by", ["delete", "invalidate many", "soft", "lease and release"])
+async def test_whatever_adds_to_the_journal_prunes_it(redis_server: Server, by: str) -> None:
+    """Not the invalidations of a few tags alone."""
+    backend = RedisBackend.from_url(redis_server.url, max_tags=500)
+    for turn in range(8):
+        names = [tag_name("", f"{turn}:{one}") for one in range(2_000 if by == "invalidate many" else 300)]
+        match by:
+            case "delete":
+                for name in names:
+                    await backend.delete(name)
+            case "lease and release":
+                await backend.lease(names, "me", 10)
+                await backend.release(names, "me")
+            case _:
+                await backend.invalidate(names, soft=by == "soft")
+    assert redis_server.run("ZCARD", JOURNAL) <= 500 + 2_000
+    await backend.aclose()
+
+
 async def test_what_is_older_than_any_entry_is_forgotten(backend: RedisBackend, redis_server: Server) -> None:
     """Twice the longest life after it was invalidated, a tag is gone from the journal."""
     await backend.agree(60)
@@ -528,13 +566,48 @@ async def test_a_lease_whose_holder_is_lost_begins_a_new_epoch(
     assert await value(backend, OTHER) is Cause.LOST
 
 
+async def test_a_lease_is_not_said_to_be_held_where_the_journal_was_lost(
+    backend: RedisBackend, redis_server: Server
+) -> None:
+    """Somebody may have stored meanwhile."""
+    await backend.lease([RED], "me", 30)
+    assert await backend.lease([RED], "me", 30) is True
+    redis_server.run("DEL", JOURNAL)
+    assert await backend.lease([RED], "me", 30) is False
+    assert await backend.lease([RED], "me", 30) is True
+
+
+@pytest.mark.parametrize("record", ["a text", "no number"])
+async def test_what_is_no_record_of_a_lease_counts_as_lost(
+    backend: RedisBackend, redis_server: Server, record: str
+) -> None:
+    """It stops nobody: a new epoch begins, and invalidations work as before."""
+    place = "{asynctag}lease:" + RED
+    await put(backend, key=OTHER)
+    for use in (
+        lambda: backend.invalidate([BLUE]),
+        lambda: backend.lease([RED], "you", 30),
+        lambda: backend.release([RED], "me"),
+    ):
+        await backend.lease([RED], "me", 30)
+        epoch = (await backend.read(OTHER)).stamp.epoch
+        redis_server.run("DEL", place)
+        if record == "a text":
+            redis_server.run("SET", place, "something")
+        else:
+            redis_server.run("HSET", place, "me", "soon")
+        await use()
+        assert (await backend.read(OTHER)).stamp.epoch != epoch
+        redis_server.run("DEL", place)
+    await backend.release([RED], "you")
+    assert (await put(backend, tags=[RED])).accepted
+
+
 # --- tags of a key -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hmac_key", [None, b"sixteen bytes or more"])
-async def test_tags_of_a_key_and_more_of_them(redis_server: Server, hmac_key: bytes | None) -> None:
+async def test_tags_of_a_key_and_more_of_them(backend: RedisBackend, redis_server: Server) -> None:
     """They are told without the body, and added ones count from then on."""
-    backend = RedisBackend.from_url(redis_server.url, hmac_key=hmac_key)
     assert await backend.tags(PAGE) is None
     assert await backend.add_tags(PAGE, [RED]) is False
     big = "x" * 100_000
@@ -548,20 +621,23 @@ async def test_tags_of_a_key_and_more_of_them(redis_server: Server, hmac_key: by
     await backend.invalidate([MANY[-1]])
     assert await value(backend) is Cause.INVALIDATED
     assert await backend.tags(PAGE) is None
-    await backend.aclose()
 
 
-@pytest.mark.parametrize("hmac_key", [None, b"sixteen bytes or more"])
-async def test_a_tag_that_was_invalidated_since_the_data_was_read_drops_the_entry(
-    redis_server: Server, hmac_key: bytes | None
-) -> None:
+async def test_a_tag_that_was_invalidated_since_the_data_was_read_drops_the_entry(backend: RedisBackend) -> None:
     """Late tags are safe here too."""
-    backend = RedisBackend.from_url(redis_server.url, hmac_key=hmac_key)
     await put(backend, tags=[RED])
     await backend.invalidate([BLUE])
     assert await backend.add_tags(PAGE, [BLUE]) is False
-    reading = await backend.read(PAGE)
-    assert hmac_key is not None or reading.entry is None
+    assert (await backend.read(PAGE)).entry is None
+
+
+async def test_a_sealed_entry_gets_no_more_tags(redis_server: Server) -> None:
+    """The server cannot seal what it changes: it is said, instead of done in two steps between which others come."""
+    backend = RedisBackend.from_url(redis_server.url, hmac_key=b"sixteen bytes or more")
+    await put(backend)
+    with pytest.raises(ConfigurationError, match="hmac_key"):
+        await backend.add_tags(PAGE, [RED])
+    assert await backend.tags(PAGE) == (PAGE,)
     await backend.aclose()
 
 
@@ -662,12 +738,30 @@ def test_a_wrong_url_is_refused_at_once(url: str) -> None:
         RedisBackend.from_url(url)
 
 
-def test_a_password_is_shown_nowhere() -> None:
-    """Neither in errors nor in what is printed."""
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rediss+x://me:s3cret@localhost",
+        "redis://:s3/cret@localhost",
+        "redis://:s3#cret@localhost/x",
+        "redis://:s3?cret@localhost:port",
+        "unix:///socket?db=zz&password=s3cret",
+    ],
+)
+def test_a_password_is_shown_nowhere(url: str) -> None:
+    """Not in the error of a URL that is wrong, wherever in it the password has come to stand."""
     with pytest.raises(ConfigurationError) as caught:
-        RedisBackend.from_url("rediss+x://me:secret@localhost")
-    assert "secret" not in str(caught.value)
-    assert "secret" not in repr(RedisBackend.from_url("redis://me:secret@localhost:1"))
+        RedisBackend.from_url(url)
+    assert "s3" not in str(caught.value)
+    assert "cret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_what_is_printed_shows_no_password() -> None:
+    """The server's address, and the prefix."""
+    shown = repr(RedisBackend.from_url("redis://me:s3cret@localhost:1/2"))
+    assert "s3cret" not in shown
+    assert "localhost:1" in shown
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from math import ceil, inf
 from typing import Any, Self, TypedDict, Unpack
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from hiredis import ReplyError
 from redis.asyncio import Redis
@@ -101,7 +101,6 @@ class RedisBackend(Backend):
             )
         if not prefix:
             raise ConfigurationError('RedisBackend(prefix=""): give a name, such as prefix="asynctag"')
-        self._max_tags = max_tags
         self._max_body = max_body
         self._sealed = hmac_key is not None
         self._format = Format(secret=hmac_key, compress_from=compress_from, max_body=max_body)
@@ -115,6 +114,7 @@ class RedisBackend(Backend):
             timeout=seconds(timeout, "timeout", zero=False),
             connect_timeout=seconds(connect_timeout, "connect_timeout", zero=False),
             max_waiting=max_waiting,
+            max_tags=max_tags,
         )
 
     @classmethod
@@ -127,9 +127,12 @@ class RedisBackend(Backend):
             _check_url(url)
             client = Redis.from_url(url, protocol=3, retry=Retry(NoBackoff(), 0))
         except (ValueError, TypeError, AttributeError) as error:
+            # Of a URL with a password nothing is shown: it may be anywhere in one that is wrong.
+            secret = isinstance(url, str) and ("@" in url or "password" in url)
+            shown, why = ("...", "it cannot be read") if secret else (repr(url), str(error))
             raise ConfigurationError(
-                f"RedisBackend.from_url({_without_password(url)!r}): {error}. Give redis://host:port/db, "
-                f"rediss://host:port/db or unix:///path"
+                f"RedisBackend.from_url({shown}): {why}. Give redis://[user:password@]host:port/db, "
+                f"rediss://... (TLS) or unix:///path, with %40 for an @ in the password, %2F for a / and %23 for a #"
             ) from None
         return cls(client, **options)
 
@@ -160,6 +163,8 @@ class RedisBackend(Backend):
             client.failing(link, str(error))
             raise
         except (ConnectionLostError, MovedError, WentBackError, _NoScriptError):
+            if link.ended:
+                raise
             reading = None
         return _without_entry(await self._read(key) if reading is None else reading)
 
@@ -204,7 +209,7 @@ class RedisBackend(Backend):
                 self._client.failing(link, str(error))
                 raise
             except (ConnectionLostError, MovedError) as error:
-                if tries:
+                if tries or link.ended:
                     self._client.failing(link, str(error))
                     raise
                 continue
@@ -229,6 +234,8 @@ class RedisBackend(Backend):
             self._client.failing(link, str(error))
             raise
         except ConnectionLostError:
+            if link.ended:
+                raise
             return [await self._read(key) for key in keys]
         readings = []
         for key, (_, known), body, answer in zip(keys, asked, answers[::2], answers[1::2], strict=True):
@@ -458,25 +465,20 @@ class RedisBackend(Backend):
         """Give the entry of `key` more tags. Whether it has them now.
 
         If one of them was invalidated since the entry's data was read, the entry goes. What was built from it
-        before does not get them. (With `hmac_key` it takes two round trips: the seal is made here.)
+        before does not get them. Raises `ConfigurationError` with `hmac_key`: the server cannot seal what it changes.
         """
-        added = tuple(tags)
-        if not self._sealed:
-            answer, _ = await self._client.run(TAG, [self._journal, self._entry_name(key)], added)
-            return answer[2] is not None
-        reading = await self.read(key)
-        if reading.entry is None:
-            return False
-        reading.entry.tags = tuple(dict.fromkeys((*reading.entry.tags, *added)))
-        return (await self.write(reading.entry)).accepted
+        if self._sealed:
+            raise ConfigurationError(
+                "add_tags() changes an entry on the server, and hmac_key= seals entries against that"
+            )
+        answer, _ = await self._client.run(TAG, [self._journal, self._entry_name(key)], tuple(tags))
+        return answer[2] is not None
 
     # --- what invalidates ---------------------------------------------------------------------------
 
     async def invalidate(self, tags: Iterable[str], *, soft: bool = False) -> None:
         names = tuple(tags)
-        await self._invalidating(
-            names, INVALIDATE, [self._journal], ["soft" if soft else "hard", self._max_tags, *names]
-        )
+        await self._invalidating(names, INVALIDATE, [self._journal], ["soft" if soft else "hard", *names])
 
     async def delete(self, key: str) -> bool:
         answer, _ = await self._invalidating((key,), DELETE, [self._journal, self._entry_name(key)], [key])
@@ -536,7 +538,7 @@ class RedisBackend(Backend):
 
 def _check_client(client: object) -> None:
     if isinstance(client, str):
-        raise ConfigurationError(f"RedisBackend({_without_password(client)!r}): write RedisBackend.from_url(...)")
+        raise ConfigurationError("RedisBackend(...) was given a text: write RedisBackend.from_url(...)")
     if not isinstance(client, Redis):
         raise ConfigurationError(
             f"RedisBackend({type(client).__module__}.{type(client).__qualname__}): give a redis.asyncio.Redis, or use "
@@ -556,18 +558,6 @@ def _check_url(url: str) -> None:
             raise ValueError("the path of the socket is missing")
     elif not re.fullmatch(r"/?\d*", parts.path):
         raise ValueError(f"the database is a number, not {parts.path[1:]!r}")
-
-
-def _without_password(url: object) -> str:
-    if not isinstance(url, str):
-        return repr(url)
-    try:
-        parts = urlsplit(url)
-        if "@" not in parts.netloc:
-            return url
-        return urlunsplit(parts._replace(netloc="***@" + parts.netloc.rpartition("@")[2]))
-    except ValueError:
-        return "..."
 
 
 def _without_entry(reading: Reading) -> Reading:

@@ -5,6 +5,7 @@ import contextvars
 import os
 import secrets
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
@@ -54,15 +55,19 @@ class Client:
     stamp as far as this process has seen it.
     """
 
-    def __init__(self, redis: Redis, journal: str, *, timeout: float, connect_timeout: float, max_waiting: int) -> None:
+    def __init__(
+        self, redis: Redis, journal: str, *, timeout: float, connect_timeout: float, max_waiting: int, max_tags: int
+    ) -> None:
         self.address = address_of(redis.connection_pool)
         self.max_ttl = 0
         self.newest = Stamp(0, 0)
+        self._left: deque[int] = deque(maxlen=16)  # epochs that were followed by others
         self._redis = redis
         self._journal = journal
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._max_waiting = max_waiting
+        self._max_tags = max_tags
         self._breaker = Breaker(time.monotonic)
         self._links: dict[asyncio.AbstractEventLoop, Link] = {}
         self._connecting: dict[asyncio.AbstractEventLoop, asyncio.Task[Link]] = {}
@@ -119,19 +124,12 @@ class Client:
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> Link:
         try:
-            link = await open_link(
-                self._redis,
-                self.address,
-                connect_timeout=self._connect_timeout,
-                timeout=self._timeout,
-                max_waiting=self._max_waiting,
-            )
-            # The first command: a server that did not write the journal begins a new epoch, before anything is trusted.
-            try:
-                await self._send(link, OPEN, [self._journal], [])
-            except BaseException:
-                link.connection.close()
-                raise
+            async with asyncio.timeout(self._connect_timeout):
+                link = await self._open()
+        except TimeoutError:
+            late = TimedOutError(f"no connection to {self.address} within {self._connect_timeout} s")
+            self._breaker.failed(str(late))
+            raise late from None
         except BackendError as error:
             self._breaker.failed(str(error))
             raise
@@ -143,6 +141,25 @@ class Client:
             raise BackendError(str(error)) from error
         self._breaker.worked()
         self._links[loop] = link
+        return link
+
+    async def _open(self) -> Link:
+        """A connection that may be trusted: a server that did not write the journal begins a new epoch first."""
+        link = await open_link(
+            self._redis,
+            self.address,
+            connect_timeout=self._connect_timeout,
+            timeout=self._timeout,
+            max_waiting=self._max_waiting,
+        )
+        try:
+            newest = self.newest
+            epoch, seq, _ = await self._send(link, OPEN, [self._journal], [])
+            if not self.note(newest, Stamp(epoch, seq)):
+                await self._begin_epoch(link, epoch)
+        except BaseException:
+            link.connection.close()
+            raise
         return link
 
     def _made(self, loop: asyncio.AbstractEventLoop, task: "asyncio.Task[Link]") -> None:
@@ -174,18 +191,19 @@ class Client:
             making.cancel()
         link = self._links.pop(loop, None)
         if link is not None:
+            link.ended = True
             link.connection.close()
 
     def failing(self, link: Link, why: str) -> None:
         """Count a connection that gave no answer, once for all who waited for one."""
-        if not link.failed:
+        if not link.failed and not link.ended:
             link.failed = True
             self._breaker.failed(why)
 
     # --- commands ----------------------------------------------------------------------------------
 
     def _arguments(self, link: Link, keys: Sequence[str], args: Sequence[str | int]) -> tuple[str | int, ...]:
-        return (len(keys), *keys, link.run, secrets.randbits(52) + 1, self.max_ttl, *args)
+        return (len(keys), *keys, link.run, secrets.randbits(52) + 1, self.max_ttl, self._max_tags, *args)
 
     def evalsha(self, link: Link, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> bytes:
         return pack("EVALSHA", script.sha, *self._arguments(link, keys, args))
@@ -235,7 +253,7 @@ class Client:
                 self.failing(link, str(error))
                 raise
             except (ConnectionLostError, MovedError) as error:
-                if last:
+                if last or link.ended:
                     self.failing(link, str(error))
                     raise
             else:
@@ -246,19 +264,33 @@ class Client:
         raise AssertionError("unreachable")
 
     def note(self, newest: Stamp, stamp: Stamp, takes_number: bool = False) -> bool:
-        """Whether a reply's stamp is one that the journal can have that gave `newest` before the command was sent."""
-        if stamp.epoch == newest.epoch and stamp.seq < newest.seq + takes_number:
+        """Whether a reply's stamp is one that the journal can have that gave `newest` before the command was sent.
+
+        It is not, where a number is gone that was known, or where the epoch is one that had been left: the server
+        is one of before, which has missed what was invalidated since.
+        """
+        if stamp.epoch != newest.epoch:
+            if stamp.epoch in self._left:
+                return False
+            if newest.epoch == self.newest.epoch:  # nobody has found a newer one meanwhile
+                self._left.append(newest.epoch)
+                self.newest = stamp
+        elif stamp.seq < newest.seq + takes_number:
             return False
-        if stamp.epoch != self.newest.epoch or stamp.seq > self.newest.seq:
+        elif stamp.epoch == self.newest.epoch and stamp.seq > self.newest.seq:
             self.newest = stamp
         return True
 
     async def begin_epoch(self, seen: int) -> Stamp:
-        """A new epoch, if it is still the one that was `seen`: writes that the journal had were lost."""
-        link = await self.link()
-        epoch, seq = await self._send(link, EPOCH, [self._journal], [seen])
-        self.newest = Stamp(epoch, seq)
-        return self.newest
+        """A new epoch, if it is still the one that was `seen`: the journal has lost what it had."""
+        return await self._begin_epoch(await self.link(), seen)
+
+    async def _begin_epoch(self, link: Link, seen: int) -> Stamp:
+        stamp = Stamp(*await self._send(link, EPOCH, [self._journal], [seen]))
+        if stamp.epoch != self.newest.epoch:
+            self._left.append(self.newest.epoch)
+        self.newest = stamp
+        return stamp
 
 
 def address_of(pool: ConnectionPool) -> str:

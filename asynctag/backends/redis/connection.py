@@ -29,7 +29,7 @@ from asynctag.errors import BackendError, ConfigurationError
 #: The age, in seconds, at which what is known of the server's clock is asked for again.
 CLOCK_AGE = 1.0
 
-#: From this size on, hiredis takes up to sixty times as long to pack a part as a join of bytes does.
+#: Above this size hiredis takes longer to pack a part than a join of bytes does: at 64 KiB and more, 25 times as long.
 LARGE = 16_384
 
 #: How refusals begin that no retry changes: of a server too old for `HELLO`, and of a database that it has not.
@@ -286,17 +286,13 @@ class Connection(asyncio.Protocol):
         except RuntimeError:
             return False
 
-    def eof_received(self) -> None:
-        self._lose(_lost, f"{self.address} closed the connection")
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._lose(_lost, f"the connection to {self.address} broke", exc)
+        self._lose(_lost, f"{self.address} closed the connection, or it broke", exc)
 
     def _lose(self, error: Callable[[str], BackendError], message: str, cause: Exception | None = None) -> None:
         if not self.closed:
             self.closed = True
-            _connections.discard(self)
             self._end_guard()
             if self._watchdog is not None:
                 self._watchdog.cancel()
@@ -463,7 +459,6 @@ class _Handshake:
         # Neither of them is to close the transport, or to warn, when it is garbage.
         connection._reader = connection._writer = None
         writer._transport = _GONE
-        transport.resume_reading()
         return transport, early
 
     async def _disconnect(self, *_: object, **__: object) -> None:

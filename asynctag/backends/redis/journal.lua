@@ -9,7 +9,8 @@
 --   mark, marked        the number that the journal had at a time, and the time in milliseconds: for pruning
 --
 -- KEYS[1] is the journal. ARGV[1] is who the server was when the client asked last, ARGV[2] an epoch to take should a new one be needed,
--- ARGV[3] the max_ttl to put down in a new journal (0: none was agreed on yet). Each script's own follow.
+-- ARGV[3] the max_ttl to put down in a new journal (0: none was agreed on yet), ARGV[4] how many tags the journal may
+-- hold. Each script's own follow.
 
 local journal = KEYS[1]
 local base = string.sub(journal, 1, -8) -- without "journal"
@@ -155,30 +156,80 @@ local function head_of(key)
   end
 end
 
--- A tag that is held by nobody: who held it was in a part of the journal that was lost.
-local function lost_holders(tag)
-  if redis.call('ZSCORE', journal, tag) == 'inf' and redis.call('EXISTS', base .. 'lease:' .. tag) == 0 then
-    begin_epoch()
-    return true
+-- Who holds a tag, and until when. What is no such record is as good as lost.
+local function holders_of(tag)
+  local key = base .. 'lease:' .. tag
+  local found, holders = redis.pcall('HGETALL', key), {}
+  if found.err then
+    redis.call('UNLINK', key)
+    return holders
   end
+  for i = 1, #found, 2 do
+    holders[found[i]] = tonumber(found[i + 1])
+  end
+  return holders
+end
+
+-- A tag that is held by nobody: who held it was in a part of the journal that was lost.
+local function check_holders(tag)
+  local holders = holders_of(tag)
+  if not next(holders) and redis.call('ZSCORE', journal, tag) == 'inf' then
+    begin_epoch()
+    redis.call('ZADD', journal, take_number(), tag)
+  end
+  return holders
 end
 
 -- A lease that has ended still counts for readers. Whoever writes and meets it makes an invalidation of it.
 local function settle(tag)
-  if lost_holders(tag) then
-    redis.call('ZADD', journal, take_number(), tag)
-    return
-  end
-  local key = base .. 'lease:' .. tag
-  local holders, now, held = redis.call('HGETALL', key), now_ms(), false
-  for i = 1, #holders, 2 do
-    if tonumber(holders[i + 1]) > now then
+  local holders, now, held = check_holders(tag), now_ms(), false
+  for holder, ends in pairs(holders) do
+    if ends > now then
       held = true
     else
-      redis.call('HDEL', key, holders[i])
+      redis.call('HDEL', base .. 'lease:' .. tag, holder)
     end
   end
-  if not held then
+  if next(holders) and not held then
     redis.call('ZADD', journal, take_number(), tag)
+  end
+end
+
+-- Forget what protects nothing, a slice at a time, since a large one would hold up everybody: invalidations that are
+-- older than the longest life of an entry, and the oldest where there are too many. Settle leases that nobody touches.
+local SLICE, LEASES = 500, 5
+local HOUR, MONTH = 3600 * 1000, 30 * 24 * 3600 * 1000
+local function prune(added)
+  local now, slice = now_ms(), math.max(SLICE, math.min(2 * added, 4 * CHUNK))
+  local found = redis.call('ZMSCORE', journal, 'mark', 'marked', 'max_ttl')
+  local lifetime = (found[3] and -tonumber(found[3]) / 1000 or MONTH) + HOUR
+  local was_floor = floor
+  if not found[2] or now - -tonumber(found[2]) >= lifetime then
+    if found[1] then
+      floor = math.max(floor, -tonumber(found[1]))
+    end
+    set('mark', seq)
+    set('marked', now)
+  end
+  local dead
+  if redis.call('ZCARD', journal) > tonumber(ARGV[4]) then
+    dead = redis.call('ZRANGEBYSCORE', journal, '(0', '(+inf', 'LIMIT', 0, slice)
+    if #dead > 0 then
+      floor = math.max(floor, tonumber(redis.call('ZSCORE', journal, dead[#dead])))
+    end
+  elseif floor > 0 then
+    dead = redis.call('ZRANGEBYSCORE', journal, '(0', floor, 'LIMIT', 0, slice)
+  end
+  if floor > was_floor then
+    set('floor', floor)
+  end
+  if dead and #dead > 0 then
+    redis.call('ZREM', journal, unpack(dead))
+  end
+  local leased = redis.call('ZCOUNT', journal, '+inf', '+inf')
+  if leased > 0 then -- others each time
+    for _, tag in ipairs(redis.call('ZRANGEBYSCORE', journal, '+inf', '+inf', 'LIMIT', seq % leased, LEASES)) do
+      settle(tag)
+    end
   end
 end

@@ -71,6 +71,7 @@ class Link:
         self.token = secrets.token_hex(8)
         self.parts = 0
         self.failed = False  # it has been counted as a failure
+        self.ended = False  # it was closed on purpose: what is lost with it is not asked again
         self.moved = False  # the server is not the one that it was: nothing that came over this connection counts
         self._checked = monotonic()
 

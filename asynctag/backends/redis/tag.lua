@@ -1,8 +1,8 @@
 -- Give an entry more tags. If one of them was invalidated since its data was read, it goes.
--- KEYS[2]: the entry. ARGV[4...]: the tags. -> epoch, seq, head or false, cause or false, tag or false
+-- KEYS[2]: the entry. ARGV[5...]: the tags. -> epoch, seq, head or false, cause or false, tag or false
 
 open()
-local added = rest(4)
+local added = rest(5)
 local head, its_epoch, its_seq, tags = head_of(KEYS[2])
 if not head then
   return { epoch, seq, false, 'absent', false }

@@ -1,21 +1,21 @@
 -- Put an entry in its place, unless it is not valid now, or would replace one with a newer stamp. Its bytes were
 -- sent beforehand, as a part: what is large stays out of Lua, and a full server refuses it.
--- KEYS[2]: the entry, KEYS[3]: the part. ARGV[4], [5]: its stamp, [6]: its life in milliseconds, [7]: 1 if it has a
--- stale period, [8...]: its tags. -> epoch, seq, cause or false, tag or false, softened by or false
+-- KEYS[2]: the entry, KEYS[3]: the part. ARGV[5], [6]: its stamp, [7]: its life in milliseconds, [8]: 1 if it has a
+-- stale period, [9...]: its tags. -> epoch, seq, cause or false, tag or false, softened by or false
 
 open()
-local its_epoch, its_seq, tags = tonumber(ARGV[4]), tonumber(ARGV[5]), rest(8)
+local its_epoch, its_seq, tags = tonumber(ARGV[5]), tonumber(ARGV[6]), rest(9)
 local cause, tag = why_invalid(its_epoch, its_seq, tags)
 if cause == 'leased' then
   settle(tag)
 end
-local life, softener = tonumber(ARGV[6]), nil
+local life, softener = tonumber(ARGV[7]), nil
 if not cause and life <= 0 then
   cause = 'expired'
 end
 if not cause then
   softener = softened_by(its_seq, tags)
-  if softener and ARGV[7] ~= '1' then
+  if softener and ARGV[8] ~= '1' then
     cause, tag = 'invalidated', softener
   end
 end

@@ -138,6 +138,8 @@ class Exchange:
         if self.facts.cache_control is not None and self.facts.cache_control.no_cache:
             self.forward = "request"
             return None
+        if self._reading is None:  # the backend does not answer: nothing is there, and nothing can be stored
+            return None
         while filler is not None:
             key = self.address.response_key(dims)
             if key == self._key and self._flight is not None:

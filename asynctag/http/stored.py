@@ -1,5 +1,6 @@
 """A response as it is kept, and how it is answered from."""
 
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -7,8 +8,11 @@ import msgspec
 from asynctag.codec import Codec, Kept
 from asynctag.errors import CorruptEntryError
 from asynctag.http.asgi import Message
-from asynctag.http.headers import http_date
+from asynctag.http.headers import http_date, is_field_name
 from asynctag.http.rules import Headers, RequestFacts, not_modified, not_modified_headers, stored_headers
+
+#: What would end a header, and begin another.
+_NO_CONTROLS = frozenset(b"\r\n\0")
 
 #: What an object of a stored response takes beyond its bytes: itself, its headers' tuples and objects.
 _OVERHEAD, _PER_HEADER = 200, 150
@@ -84,9 +88,15 @@ class _ResponseCodec(Codec):
 
     def decode(self, data: bytes) -> Any:
         try:
-            return self._decoder.decode(data)
+            response = self._decoder.decode(data)
         except (msgspec.MsgspecError, RecursionError, ValueError) as error:
             raise CorruptEntryError(f"not a stored response: {error}") from error
+        if not 200 <= response.status <= 599 or not isfinite(response.born):
+            raise CorruptEntryError("a response that was never stored")
+        for name, value in response.headers:
+            if not is_field_name(name) or not _NO_CONTROLS.isdisjoint(value):
+                raise CorruptEntryError("a response with headers that are none")
+        return response
 
     def keep(self, value: Any) -> Kept:
         size = _OVERHEAD + len(value.body) + sum(_PER_HEADER + len(n) + len(v) for n, v in value.headers)

@@ -1,6 +1,7 @@
 """What Redis adds to the contract: one round trip for everything, epochs, leases, and bad input."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from redis.asyncio import Redis
 
 from asynctag.backends.base import OF_NO_EPOCH, Cause, Entry, Miss, Stamp, Written
 from asynctag.backends.redis import RedisBackend
+from asynctag.backends.redis.connection import ConnectionLostError, TimedOutError, connect, pack
 from asynctag.backends.redis.link import check_server
 from asynctag.backends.redis.scripts import ALL
 from asynctag.codec import NOT_GIVEN, codec_for
@@ -884,3 +886,20 @@ async def test_what_is_remembered_of_keys_is_bounded(backend: RedisBackend, monk
         assert len(link.known) <= 5
     assert list(link.known) == keys[-2:]
     assert link._known_bytes == sum(known.size for known in link.known.values())
+
+
+@pytest.mark.parametrize(("waited", "heard", "lost"), [(6, 1, False), (6, 6, True), (49, 1, False), (56, 1, True)])
+async def test_what_is_large_may_take_longer_than_a_timeout(
+    redis_server: Server, waited: float, heard: float, lost: bool
+) -> None:
+    """As long as bytes come; but not for ever, and not where none do. (`heard`: seconds since the last; timeout: 5.)"""
+    made = await connect(Redis(port=redis_server.port), connect_timeout=5, timeout=5)
+    late = made.send(pack("BLPOP", "nothing", "0"), 1)
+    made._flush()
+    made._pending[0] = made._suspect = (late, 1, monotonic() - waited)  # looked at once, as it should have come
+    made._heard = monotonic() - heard
+    made._watch()
+    assert made.closed is lost
+    made.close()
+    with pytest.raises(TimedOutError if lost else ConnectionLostError):
+        await late

@@ -198,8 +198,8 @@ class RedisBackend(Backend):
 
     async def _read(self, key: str) -> Reading:
         """What stands under `key`, with the entry where there is one."""
-        by_script = False
-        for tries in range(MAX_TRIES):
+        by_script = lost = False
+        for _ in range(MAX_TRIES):
             link, newest = await self._client.link(), self._client.newest
             request, known = self._ask(link, key, by_script=by_script)
             try:
@@ -209,9 +209,10 @@ class RedisBackend(Backend):
                 self._client.failing(link, str(error))
                 raise
             except (ConnectionLostError, MovedError) as error:
-                if tries or link.ended:
+                if lost or link.ended:
                     self._client.failing(link, str(error))
                     raise
+                lost = True
                 continue
             except WentBackError as error:
                 return Reading(await self._client.begin_epoch(error.epoch), None, miss=Miss(Cause.LOST))
@@ -411,7 +412,7 @@ class RedisBackend(Backend):
             stores = [self._store(link, entry, now) for entry in entries]
             try:
                 answers = await link.connection.send(b"".join([request for request, _ in stores]), 2 * len(stores))
-            except (ConnectionLostError, TimedOutError) as error:
+            except TimedOutError as error:
                 self._client.failing(link, str(error))
                 raise
             if last or not str(answers[1]).startswith("NOSCRIPT"):

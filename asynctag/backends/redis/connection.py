@@ -29,6 +29,9 @@ from asynctag.errors import BackendError, ConfigurationError
 #: The age, in seconds, at which what is known of the server's clock is asked for again.
 CLOCK_AGE = 1.0
 
+#: How many timeouts a reply may take while bytes of it, or of what is sent, are on their way.
+LONGEST = 10
+
 #: Above this size hiredis takes longer to pack a part than a join of bytes does: at 64 KiB and more, 25 times as long.
 LARGE = 16_384
 
@@ -130,6 +133,8 @@ class Connection(asyncio.Protocol):
         # Of its own, so that what a caller has in its context is not kept alive.
         self._context = Context()
         self._suspect: object = None
+        self._heard = 0.0
+        self._unwritten = 0
         self._guard: Any = self._until_the_loop_ends()
         _connections.add(self)
 
@@ -169,6 +174,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         pending, gets, answered = self._pending, self._gets, 0
+        self._heard = monotonic()
         self._feed(data)
         try:
             while (reply := gets()) is not _MORE:
@@ -258,8 +264,14 @@ class Connection(asyncio.Protocol):
         self._watchdog = None
         if not self._pending:
             return
-        oldest = self._pending[0]
-        left = oldest[2] + self._timeout - monotonic()
+        oldest, now = self._pending[0], monotonic()
+        unwritten = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        if unwritten < self._unwritten:
+            self._heard = now
+        self._unwritten = unwritten
+        # What is large may take longer, while bytes go one way or the other.
+        moved = min(max(oldest[2], self._heard), oldest[2] + LONGEST * self._timeout)
+        left = moved + self._timeout - now
         if left > 0:
             self._suspect = None
         elif self._suspect is not oldest:

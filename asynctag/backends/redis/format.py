@@ -32,6 +32,9 @@ _COMPRESSED, _SEALED = 1, 2
 _HEAD = struct.Struct("<2sBB6dI")
 _SEAL = 32
 
+#: No entry lives as long as that (seconds since 1970).
+LATEST = 1e12
+
 #: Where the tags' length and the tags stand: from here on, two versions of an entry are mostly the same.
 TAGS_AT = _HEAD.size - 4
 
@@ -108,7 +111,8 @@ class Format:
         if flags > (_COMPRESSED | _SEALED):
             raise CorruptEntryError(f"unknown flags {flags:#x}")
         # Anything may stand there, infinities and what is no number too.
-        if not (0 <= epoch < 2**53 and 0 <= seq < 2**53 and renew_from >= 0 and fresh_until <= stale_until <= expires):
+        ordered = renew_from >= 0 and fresh_until <= stale_until <= expires < LATEST
+        if not (ordered and 0 <= epoch < 2**53 and 0 <= seq < 2**53):
             raise CorruptEntryError("numbers that no entry has")
         if len(data) < _HEAD.size + length:
             raise CorruptEntryError(f"{len(data)} bytes, with tags up to {_HEAD.size + length}: cut short")

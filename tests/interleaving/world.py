@@ -345,14 +345,14 @@ class World:
         last = self.flights[-1].begun
         flights = *map(canon.of_flights, self.flights), *(one.begun - last for one in self.flights)
         shared = canon.of([self.rows, self.acknowledged, self.softly, self.clock.now])
-        seen = [sorted((key, tuple(sorted(tags))) for key, tags in one.seen.items()) for one in self.backends]
+        seen = tuple(tuple(sorted((key, *sorted(tags)) for key, tags in one.seen.items())) for one in self.backends)
         stored = _memory_state(inner, canon)
         processes = []
         for p in sorted(self.execution.processes, key=_order):
             waited = tuple(sorted(self._waited.get(p.name, ())))
             where = p.kind, p.status.value, p.at, p.may_be_cancelled, p.was_cancelled
             processes.append((where, waited, canon.of_calls(p.coroutine)))
-        return stored, shared, repr(seen), flights, tuple(processes)
+        return stored, shared, seen, flights, tuple(processes)
 
 
 def _order(process: Process) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tests.redis.servers import Server, eventually
+from tests.redis.servers import PATIENCE, Server, eventually
 
 NewServer = Callable[..., Server]
 
@@ -44,8 +44,10 @@ def _refused(server: Server, word: str) -> bool:
 def _set(server: Server, name: str, value: str) -> Iterator[None]:
     before = server.run("CONFIG", "GET", name)[name.encode()]
     server.run("CONFIG", "SET", name, value)
-    yield
-    server.run("CONFIG", "SET", name, before)
+    try:
+        yield
+    finally:
+        server.run("CONFIG", "SET", name, before)
 
 
 @contextmanager
@@ -57,10 +59,12 @@ def asked_by_another(server: Server, *command: str) -> Iterator[None]:
             with suppress(RedisError):  # it is ended by force
                 client.execute_command(*command)
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    yield
-    thread.join()
+    try:
+        yield
+    finally:
+        thread.join(PATIENCE)
 
 
 def fill(server: Server, keys: int = 50_000) -> None:
@@ -79,8 +83,10 @@ def loading(server: Server, _: NewServer) -> Iterator[None]:
     load_slowly(server, 100)
     with asked_by_another(server, "DEBUG", "RELOAD"):
         eventually("LOADING", lambda: _refused(server, "loading"))
-        yield
-        load_slowly(server, 0)
+        try:
+            yield
+        finally:
+            load_slowly(server, 0)
     eventually("the end of it", lambda: server.run("PING"))
 
 
@@ -88,8 +94,10 @@ def loading(server: Server, _: NewServer) -> Iterator[None]:
 def busy(server: Server, _: NewServer) -> Iterator[None]:
     with _set(server, "busy-reply-threshold", "20"), asked_by_another(server, "EVAL", "while true do end", "0"):
         eventually("BUSY", lambda: _refused(server, "busy"))
-        yield
-        server.run("SCRIPT", "KILL")
+        try:
+            yield
+        finally:
+            server.run("SCRIPT", "KILL")
 
 
 @contextmanager
@@ -98,8 +106,10 @@ def demoted(server: Server, new_server: NewServer) -> Iterator[None]:
     other.replicate(server)
     other.promote()
     server.replicate(other)
-    yield
-    server.promote()
+    try:
+        yield
+    finally:
+        server.promote()
 
 
 @contextmanager
@@ -137,16 +147,20 @@ def password_set(server: Server, _: NewServer) -> Iterator[None]:
 @contextmanager
 def forbidden(server: Server, _: NewServer) -> Iterator[None]:
     server.run("ACL", "SETUSER", "application", "-evalsha", "-getex")
-    yield
-    server.run("ACL", "SETUSER", "application", "+evalsha", "+getex")
+    try:
+        yield
+    finally:
+        server.run("ACL", "SETUSER", "application", "+evalsha", "+getex")
 
 
 @contextmanager
 def user_deleted(server: Server, _: NewServer) -> Iterator[None]:
     """Which ends its connections."""
     server.run("ACL", "DELUSER", "application")
-    yield
-    add_user(server)
+    try:
+        yield
+    finally:
+        add_user(server)
 
 
 def add_user(server: Server) -> None:
@@ -157,15 +171,19 @@ def add_user(server: Server) -> None:
 def down(server: Server, _: NewServer) -> Iterator[None]:
     server.run("SAVE")
     server.kill()
-    yield
-    server.launch()
+    try:
+        yield
+    finally:
+        server.launch()
 
 
 @contextmanager
 def paused(server: Server, _: NewServer) -> Iterator[None]:
     server.pause()
-    yield
-    server.resume()
+    try:
+        yield
+    finally:
+        server.resume()
 
 
 APPLICATION = "application:secret@"

@@ -142,6 +142,7 @@ class Load:
         writers: int = 1,
     ) -> None:
         self.rows = rows or Rows()
+        self._new = backends[0]
         self.clients = [Client(new(), self.rows) for new in backends]
         self.acked = [0] * ROWS
         self.oracles: list[list[int]] = [self.acked]
@@ -180,7 +181,7 @@ class Load:
                 raise HangError(f"{thread.name} does not end") from error
         if error is None:
             self._check()
-            asyncio.run(self._look_at_all())
+            asyncio.run(self._look_at_all(self.clients))
             self._check()
 
     def go_on(self, **more: int) -> None:
@@ -197,17 +198,26 @@ class Load:
     def without_writers(self) -> Iterator[None]:
         """No invalidation is begun within the block."""
         self._may_write.clear()
-        yield
-        self._may_write.set()
+        try:
+            yield
+        finally:
+            self._may_write.set()
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """Nothing is under way within the block; connections stay as they are."""
         self._may_read.clear()
         with self.without_writers():
-            eventually("the end of what is under way", lambda: not self._under_way, seconds=PATIENCE)
-            yield
-        self._may_read.set()
+            try:
+                eventually("the end of what is under way", lambda: not self._under_way, seconds=PATIENCE)
+                yield
+            finally:
+                self._may_read.set()
+
+    def newcomer(self) -> None:
+        """Have a client look at everything that has seen nothing yet, as a process does that was just started."""
+        asyncio.run(self._look_at_all([Client(self._new(), self.rows)]))
+        self._check()
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -330,9 +340,9 @@ class Load:
         finally:
             self.longest = max(self.longest, time.monotonic() - started)
 
-    async def _look_at_all(self) -> None:
+    async def _look_at_all(self, clients: Sequence[Client]) -> None:
         """Whatever is cached, whoever asks: nothing is older than what was written last."""
-        for client in self.clients:
+        for client in clients:
             for kind in KINDS:
                 for number in range(ROWS):
                     await self._read(client, kind, number)

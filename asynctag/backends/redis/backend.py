@@ -282,7 +282,11 @@ class RedisBackend(Backend):
             raise self._client.moved()
         journal = newest
         if -seq != newest.seq or -epoch != newest.epoch:
-            journal = self._see(newest, int(-epoch), int(-seq))
+            try:
+                numbered = int(-epoch), int(-seq)
+            except (ValueError, OverflowError):  # of what is no number a script makes a new journal
+                return None
+            journal = self._see(newest, *numbered)
         if body is None:
             return Reading(journal, None, False, _ABSENT)
         if type(body) is not bytes:
@@ -293,7 +297,7 @@ class RedisBackend(Backend):
                     return None
                 known.see(self._format.head(body))
             as_is = known.as_is and not self._sealed
-            plain = body[known.body_at :] if as_is else self._format.body(key, body, known.body_at)
+            plain = body[known.body_at :] if as_is else self._format.body(self._entry_name(key), body, known.body_at)
         except CorruptEntryError:
             return None
         stamp, tags, numbers = known.stamp, known.tags, answer[5:]
@@ -322,7 +326,7 @@ class RedisBackend(Backend):
             if type(body) is not bytes:
                 raise CorruptEntryError("no string")
             head = self._format.head(body)
-            tags, plain = self._format.tags(head), self._format.body(key, body, len(head.raw))
+            tags, plain = self._format.tags(head), self._format.body(self._entry_name(key), body, len(head.raw))
             if key not in tags:
                 raise CorruptEntryError("an entry that does not carry its key: it was stored under another")
         except CorruptEntryError as error:
@@ -381,7 +385,10 @@ class RedisBackend(Backend):
         (*_, about), _ = await self._client.run(READ, [self._journal, self._entry_name(key)], [])
         if about is None or about[1] is not None:
             return None
-        return self._format.tags(self._format.head(about[0]))
+        try:
+            return self._format.tags(self._format.head(about[0]))
+        except CorruptEntryError:
+            return None
 
     # --- writing -----------------------------------------------------------------------------------
 
@@ -431,7 +438,9 @@ class RedisBackend(Backend):
         """The request to store an entry, to which two replies come, and what the entry begins with."""
         offset = link.connection.clock_offset
         times = Times(*(at + offset for at in (entry.renew_from, entry.fresh_until, entry.stale_until, entry.expires)))
-        data, head = self._format.dump(entry.key, entry.stamp, times, pack_tags(entry.tags), entry.body)
+        data, head = self._format.dump(
+            self._entry_name(entry.key), entry.stamp, times, pack_tags(entry.tags), entry.body
+        )
         link.parts += 1
         part = f"{self._base}part:{link.token}:{link.parts}"
         args: list[str | int] = [
@@ -518,6 +527,8 @@ class RedisBackend(Backend):
 
     async def agree(self, max_ttl: float) -> None:
         wanted, ours = round(max_ttl * MICRO), self._client.max_ttl
+        if wanted >= 2**53:
+            raise ConfigurationError(f"max_ttl={max_ttl:.15g}: RedisBackend takes 9,007,199,254 seconds at most")
         if ours in (0, wanted):
             self._client.max_ttl = wanted
             try:

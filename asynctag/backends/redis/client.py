@@ -61,7 +61,8 @@ class Client:
         self.address = address_of(redis.connection_pool)
         self.max_ttl = 0
         self.newest = Stamp(0, 0)
-        self._left: deque[int] = deque(maxlen=16)  # epochs that were followed by others
+        self._left: deque[int] = deque(maxlen=1000)  # epochs that were followed by others
+        self._run = ""  # who the server was when it was last connected to
         self._redis = redis
         self._journal = journal
         self._timeout = timeout
@@ -155,8 +156,10 @@ class Client:
         try:
             newest = self.newest
             epoch, seq, _ = await self._send(link, OPEN, [self._journal], [])
-            if not self.note(newest, Stamp(epoch, seq)):
+            other = self._run not in ("", link.run)  # it may have missed what was invalidated where this process was
+            if not self.note(newest, Stamp(epoch, seq)) or other:
                 await self._begin_epoch(link, epoch)
+            self._run = link.run
         except BaseException:
             link.connection.close()
             raise

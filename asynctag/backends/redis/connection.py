@@ -269,8 +269,10 @@ class Connection(asyncio.Protocol):
         if unwritten < self._unwritten:
             self._heard = now
         self._unwritten = unwritten
-        # What is large may take longer, while bytes go one way or the other.
-        moved = min(max(oldest[2], self._heard), oldest[2] + LONGEST * self._timeout)
+        # What is large may take longer, while its own bytes go one way or the other.
+        moved = oldest[2]
+        if unwritten or self._replies or self._reader.has_data():
+            moved = min(max(moved, self._heard), moved + LONGEST * self._timeout)
         left = moved + self._timeout - now
         if left > 0:
             self._suspect = None
@@ -416,7 +418,7 @@ async def connect(client: Redis, *, connect_timeout: float, timeout: float, max_
         if connection is not None:
             connection.close()
         if isinstance(error, Exception):
-            raise _explained(error, address, connect_timeout) from error
+            raise _explained(error, address, connect_timeout) from None
         raise
     finally:
         handshake.end()
@@ -508,7 +510,7 @@ def _explained(error: Exception, address: str, seconds: float) -> BackendError |
     """What `connect` raises where this is why it has failed."""
     if isinstance(error, TimeoutError | refusals.TimeoutError):
         return TimedOutError(f"no connection to {address} within {seconds} s")
-    said = str(error) or repr(error)
+    said = (str(error) or repr(error)).partition(", with args")[0]  # it repeats what it was sent: a password
     if isinstance(error, NOT_REDIS):
         return ConfigurationError(
             f"{address} does not answer as Redis does. Is this the address of a Redis server, and TLS where there "

@@ -122,9 +122,12 @@ class Format:
     def tags(self, head: Head) -> tuple[str, ...]:
         """The tags in a head."""
         try:
-            return _tags.decode(head.raw[_HEAD.size :])
+            tags = _tags.decode(head.raw[_HEAD.size :])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise CorruptEntryError(f"tags that are none: {error}") from error
+        if any(tag.count("|") < 2 for tag in tags):
+            raise CorruptEntryError("tags that are no names of ours")
+        return tags
 
     def body(self, name: str, data: bytes, body_at: int) -> bytes:
         """The body of the entry under `name`, whose head ends at `body_at`."""

@@ -36,6 +36,10 @@ local function begin_epoch()
   set('epoch', epoch)
 end
 
+local function whole(number, highest)
+  return number and number >= 0 and number <= highest and number == math.floor(number)
+end
+
 -- A journal that is missing, or that another server wrote (or this one, before a restart), is not to be trusted.
 local function open()
   local found = redis.call('ZMSCORE', journal, 'epoch', 'seq', 'floor', 'soft', 'run:' .. ARGV[1])
@@ -43,6 +47,11 @@ local function open()
   seq = found[2] and -tonumber(found[2]) or 0
   floor = found[3] and -tonumber(found[3]) or 0
   soft = found[4] and -tonumber(found[4]) or 0
+  if not (whole(epoch, 2 ^ 53) and whole(seq, 2 ^ 53) and whole(floor, seq) and whole(soft, seq)) then
+    epoch = nil -- numbers that no journal gives: as if it were missing
+    seq, floor, soft = 0, 0, 0
+    redis.call('UNLINK', journal)
+  end
   local ours = epoch and (found[5] or redis.call('ZSCORE', journal, 'run:' .. who()))
   if not ours then
     begin_epoch()
@@ -151,9 +160,15 @@ local function head_of(key)
   end
   head = string.sub(head, 1, FIXED + length)
   local good, tags = pcall(cmsgpack.unpack, string.sub(head, FIXED + 1))
-  if good and type(tags) == 'table' then
-    return head, its_epoch, its_seq, tags
+  if not good or type(tags) ~= 'table' then
+    return
   end
+  for _, tag in ipairs(tags) do
+    if type(tag) ~= 'string' then
+      return
+    end
+  end
+  return head, its_epoch, its_seq, tags
 end
 
 -- Who holds a tag, and until when. What is no such record is as good as lost.

@@ -21,7 +21,7 @@ if not cause then
 end
 if not cause then
   local _, old_epoch, old_seq = head_of(KEYS[2])
-  if old_epoch == epoch and old_seq > its_seq then
+  if old_epoch == epoch and old_seq > its_seq and old_seq <= seq then
     cause = 'superseded'
   end
 end

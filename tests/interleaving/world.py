@@ -330,6 +330,11 @@ class World:
             else:
                 self.execution.problems[:] = problems
 
+    def forget(self) -> None:
+        """Let go of it all: its flights know their world, and would be kept for ever."""
+        for backend in self.backends:
+            del fill_module._flights[backend]
+
     def _no_open_flight(self, how: str) -> None:
         for flights in self.flights:
             for key in flights._open:
@@ -401,6 +406,9 @@ def stage(name: str, build: Build, backends: Backends = in_memory, *, remote: bo
         async with backends(clock) as inner:
             world = World(name, Execution(runtime), inner, clock, remote=remote)
             build(world)
-            yield world
+            try:
+                yield world
+            finally:
+                world.forget()
 
     return make

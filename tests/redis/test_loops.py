@@ -335,7 +335,10 @@ print("done")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("where", ["inside", "between"])
 def test_a_forked_child_has_a_connection_of_its_own(redis_server: Server, where: str) -> None:
-    """Parent and child go on, each with its own, and see what the other invalidates. Nothing is left open."""
+    """Parent and child go on, each with its own, and see what the other invalidates. Nothing is left open.
+
+    The child has to make a loop of its own: its parent's reads from the parent's sockets, as asyncio does it.
+    """
     ran = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "error", "-c", FORKING, redis_server.url, where],
         capture_output=True,

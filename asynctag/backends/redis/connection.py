@@ -133,7 +133,7 @@ class Connection(asyncio.Protocol):
         # Of its own, so that what a caller has in its context is not kept alive.
         self._context = Context()
         self._suspect: object = None
-        self._heard = 0.0
+        self._heard = self._wrote = 0.0
         self._unwritten = 0
         self._guard: Any = self._until_the_loop_ends()
         _connections.add(self)
@@ -267,12 +267,12 @@ class Connection(asyncio.Protocol):
         oldest, now = self._pending[0], monotonic()
         unwritten = self._transport.get_write_buffer_size() if self._transport is not None else 0
         if unwritten < self._unwritten:
-            self._heard = now
+            self._wrote = now
         self._unwritten = unwritten
         # What is large may take longer, while its own bytes go one way or the other.
-        moved = oldest[2]
-        if unwritten or self._replies or self._reader.has_data():
-            moved = min(max(moved, self._heard), moved + LONGEST * self._timeout)
+        begun = self._replies or self._reader.has_data()
+        moved = max(oldest[2], self._wrote, self._heard if begun else 0.0)
+        moved = min(moved, oldest[2] + LONGEST * self._timeout)
         left = moved + self._timeout - now
         if left > 0:
             self._suspect = None

@@ -134,9 +134,9 @@ def worker_of(library: str) -> Worker:
 
 
 def redis_worker_of(library: str, url: str, *settings: str) -> Worker:
-    """One over a server that is on another core, as on another machine."""
+    """One that keeps its entries in the database at `url`."""
     module = f"benchmarks.workers.redis_{library.replace('-', '_')}"
-    return Worker(ENVIRONMENTS[library].python, module, url, *settings, core=0)
+    return Worker(ENVIRONMENTS[library].python, module, url, *settings)
 
 
 def pin(pid: int, core: int | None) -> None:

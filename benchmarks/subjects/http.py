@@ -60,7 +60,7 @@ CONTENDERS = [
 
 def run(run: Run) -> Report:
     report = Report("http", "A cached response of 1 KB over HTTP")
-    found = measure(run, report.name, CONTENDERS, run.pick(25, 4))
+    found = measure(report.name, CONTENDERS, run.pick(25, 4))
     tell(report, found)
     report.targets += [
         Target("public, around FastAPI: to the bare callable", found.share(AROUND, BARE), 0.85, at_least=True),
@@ -95,15 +95,16 @@ class Found:
         return median(a / b for a, b in zip(self.rates[one], self.rates[other], strict=True))
 
 
-def measure(run: Run, name: str, contenders: Sequence[Contender], rounds: int) -> Found:
+def measure(name: str, contenders: Sequence[Contender], rounds: int, redis: str = "") -> Found:
+    """Each contender in turn, each a server; those with a cache in Redis have a database of their own at `redis`."""
     found = Found()
     ports: dict[str, int] = {}
     pids: dict[str, int] = {}
     with ExitStack() as stack:
-        for one in contenders:
+        for number, one in enumerate(contenders):
             step(f"{name}: starting {one.label}")
             app = f"benchmarks.servers.{one.module}:app"
-            url = run.database() if one.redis else ""
+            url = f"{redis}/{number}" if one.redis else ""
             settings = {"REDIS_URL": url}
             port, pids[one.label] = stack.enter_context(uvicorn(ENVIRONMENTS[one.library].python, app, settings))
             for _ in range(3):

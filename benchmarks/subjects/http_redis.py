@@ -1,5 +1,6 @@
 """Requests a second where a hit comes from Redis, as a share of what a bare ASGI callable reaches."""
 
+from benchmarks.processes import valkey
 from benchmarks.report import Report, Target, figure
 from benchmarks.subjects import Run
 from benchmarks.subjects.http import BARE, Contender, measure, tell
@@ -19,7 +20,8 @@ CONTENDERS = [
 
 def run(run: Run) -> Report:
     report = Report("http-redis", "A response of 1 KB from Redis, over HTTP")
-    found = measure(run, report.name, CONTENDERS, run.pick(21, 4))
+    with valkey(core=1) as url:  # as the generator: the other is the application's
+        found = measure(report.name, CONTENDERS, run.pick(21, 4), url)
     tell(report, found)
     report.targets += [
         Target(f"{label}: to the bare callable", found.share(label, BARE), 0.6, at_least=True)

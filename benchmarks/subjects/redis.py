@@ -187,7 +187,7 @@ def measure_dependents(run: Run, report: Report) -> None:
     worker = run.redis_worker("asynctag", LOOPS[0])
     sizes = list(SIZES) if not run.quick else [size // 10 or 1 for size in SIZES]
     found: dict[int, list[float]] = {size: [] for size in sizes}
-    rounds = run.pick(5, 2)
+    rounds = run.pick(3, 2)
     for number in range(rounds):
         step(f"redis: tags of {', '.join(f'{size:,}' for size in sizes)} entries, round {number + 1} of {rounds}")
         for size, took in worker.ask("dependents", sizes=sizes, number=number).items():

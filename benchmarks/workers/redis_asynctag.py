@@ -20,7 +20,7 @@ from benchmarks.workers.with_asynctag import Asynctag
 
 BATCH = 1_000
 
-GROUPS = 4
+GROUPS = 7
 """How many tags all entries of one size of `dependents` carry: so many invalidations are timed."""
 
 
@@ -152,7 +152,7 @@ class AsynctagCommands(OverRedis):
         return took
 
     async def _fill_group(self, size: int) -> None:
-        """Store `size` small entries afresh, each with its key and four tags, which all of them carry."""
+        """Store `size` small entries afresh, each with its key and the tags that all of them carry."""
         backend, body = self.library.backend, codec_for(str, owner="benchmarks").encode("member")
         stamp, end = (await backend.read(key_name("", "none"))).stamp, backend.clock() + 3600
         groups = tuple(tag_name("", f"group:{size}:{group}") for group in range(GROUPS))

@@ -91,7 +91,7 @@ class Clients:
     @asynccontextmanager
     async def connected(cls, url: str, kind: type[RedisBackend]) -> AsyncIterator["Clients"]:
         redis = Redis.from_url(url, protocol=3)
-        links = [await open_link(redis, url, connect_timeout=5, timeout=5, max_waiting=100) for _ in range(2)]
+        links = [await open_link(redis, url, connect_timeout=20, timeout=20, max_waiting=100) for _ in range(2)]
         try:
             yield cls(redis, links, kind)
         finally:

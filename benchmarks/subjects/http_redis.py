@@ -12,6 +12,7 @@ CONTENDERS = [
     Contender(BARE, "asynctag", "bare"),
     Contender("bare, with a hit's six headers", "asynctag", "bare_headers"),
     Contender(GET, "asynctag", "redis_get", redis=True),
+    Contender("bare callable, a cached function", "asynctag", "redis_function", redis=True),
     Contender(MIDDLEWARE, "asynctag", "redis_asynctag_bare", cached=True, redis=True),
     Contender(AROUND, "asynctag", "redis_asynctag_around", cached=True, redis=True),
     Contender("asynctag in memory, bare app", "asynctag", "asynctag_bare", cached=True),
@@ -21,7 +22,7 @@ CONTENDERS = [
 def run(run: Run) -> Report:
     report = Report("http-redis", "A response of 1 KB from Redis, over HTTP")
     with valkey(core=1) as url:  # as the generator: the other is the application's
-        found = measure(report.name, CONTENDERS, run.pick(21, 4), url)
+        found = measure(report.name, CONTENDERS, run.pick(17, 4), url)
     tell(report, found)
     report.targets += [
         Target(f"{label}: to the bare callable", found.share(label, BARE), 0.6, at_least=True)

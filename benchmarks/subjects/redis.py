@@ -58,7 +58,7 @@ def measure_hits(run: Run, loop: str) -> dict[int, dict[str, Series]]:
     for callers, n in ((1, 200), (CALLERS, 1_000)):
         step(f"redis: {loop}, hits, callers: {callers}")
         found[callers] = in_turn(
-            {label: asking(worker, command, n=n, callers=callers) for label, command in HITS.items()}, run.pick(41, 7)
+            {label: asking(worker, command, n=n, callers=callers) for label, command in HITS.items()}, run.pick(31, 7)
         )
     return found
 
@@ -219,7 +219,7 @@ def measure_bodies(run: Run, report: Report) -> None:
                     label: asking(worker, command, size=size, n=n, callers=callers)
                     for label, command in BODY_READS.items()
                 },
-                run.pick(21, 3),
+                run.pick(15, 3),
             )["seconds"]
             times = [middle(series, label) for label in BODY_READS]
             rows.append(

@@ -43,14 +43,14 @@ def run(run: Run) -> Report:
     times: dict[str, Series] = {}
     for what, (command, more) in ASKED.items():
         step(f"redis-peers: {what}")
-        n = run.pick(500, 200) if "callers" in what else run.pick(200, 50)
+        n = run.pick(500, 200) if "callers" in what else run.pick(100, 50)
         asked = {label: worker for label, worker in workers.items() if takes_part(label, what)}
         asking: Mapping[str, Callable[[], Any]] = {
             label: partial(worker.ask, command, n=n, **more) for label, worker in asked.items()
         }
-        times[what] = in_turn(asking, run.pick(11, 3))["seconds"]
+        times[what] = in_turn(asking, run.pick(9, 3))["seconds"]
     times[LAST] = {label: [] for label in workers if takes_part(label, LAST)}
-    rounds = run.pick(5, 2)
+    rounds = run.pick(3, 2)
     for number in range(rounds):
         step(f"redis-peers: an invalidation {LAST}, round {number + 1} of {rounds}")
         for label, took in times[LAST].items():

@@ -8,6 +8,7 @@ that no user's tag can stand for a key, a function or a namespace. Keys serve as
 import enum
 import re
 import reprlib
+from collections.abc import Sequence
 
 from asynctag.errors import AsynctagError, ConfigurationError
 
@@ -87,6 +88,12 @@ def user_tags(names: tuple[str, ...], namespace: str) -> frozenset[str]:
     return frozenset(
         name.removeprefix(prefix) for name in names if name.startswith(prefix) or name.split("|", 2)[1] == TAG
     )
+
+
+def listed(texts: Sequence[str], most: int) -> str:
+    """The first of `texts`, as a list that is read, and how many more there are."""
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def describe(name: str, namespace: str = "") -> str:

@@ -20,7 +20,7 @@ from asynctag.backends.base import Backend
 from asynctag.background import Background
 from asynctag.errors import BackendError, InvalidationError
 from asynctag.flight import Fate, Flight, Flights, Turn
-from asynctag.names import NAMESPACE, TAG, describe
+from asynctag.names import NAMESPACE, TAG, describe, listed
 from asynctag.outage import outage_of
 
 logger = logging.getLogger("asynctag")
@@ -304,8 +304,7 @@ def as_written(name: str, namespace: str) -> str:
 
 
 def _listed(names: Collection[str], namespace: str) -> str:
-    shown = [as_written(name, namespace) for name in list(names)[:SHOWN]]
-    return ", ".join(shown) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return listed([as_written(name, namespace) for name in names], SHOWN)
 
 
 def _unwritten(

@@ -105,7 +105,7 @@ class Clients:
         for link in self._links:
             backend = self._kind(self._redis, prefix=f"execution-{self._executions}")
             # What the connection before has learned of entries is not handed on.
-            backend._client._links[asyncio.get_running_loop()] = Link(link.connection, link.run, link.address)
+            backend._client._links[asyncio.get_running_loop()] = Link(link.connection, link.run)
             backend.clock = clock  # type: ignore[method-assign]
             made.append(backend)
         yield made

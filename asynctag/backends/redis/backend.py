@@ -14,13 +14,13 @@ from redis.backoff import NoBackoff
 
 from asynctag.backends.base import Backend, Cause, Entry, Miss, Reading, Stamp, Written
 from asynctag.backends.redis.client import Client, MovedError, WentBackError
-from asynctag.backends.redis.connection import ConnectionLostError, TimedOutError, pack
+from asynctag.backends.redis.connection import ConnectionLostError, pack
 from asynctag.backends.redis.format import TAGS_AT, Format, Head, Times, pack_tags
 from asynctag.backends.redis.link import Known, Link
-from asynctag.backends.redis.scripts import DELETE, EPOCH, INVALIDATE, LEASE, READ, RELEASE, TAG, WRITE, Script
+from asynctag.backends.redis.scripts import DELETE, EPOCH, INVALIDATE, LEASE, OPEN, READ, RELEASE, TAG, WRITE, Script
 from asynctag.errors import BackendError, ConfigurationError, CorruptEntryError, InvalidationError
 from asynctag.expiry import seconds
-from asynctag.names import ROOT, check_namespace, describe
+from asynctag.names import ROOT, check_namespace, describe, listed
 
 #: For how long the bytes of an entry wait to be put in their place, in milliseconds.
 PART_LIFE = 60_000
@@ -156,45 +156,36 @@ class RedisBackend(Backend):
         newest = client.newest
         try:
             body, answer = await link.connection.send(known.request, 2)
-            reading = self._hit(link, key, known, body, answer, newest)
-            if reading is None:
-                reading = self._judge(link, key, known, body, answer, newest)
-        except TimedOutError as error:
-            client.failing(link, str(error))
-            raise
+            reading = self._judge(link, key, known, body, answer, newest)
         except (ConnectionLostError, MovedError, WentBackError, _NoScriptError):
             if link.ended:
                 raise
             reading = None
         return _without_entry(await self._read(key) if reading is None else reading)
 
-    def _hit(self, link: Link, key: str, known: Known, body: Any, answer: Any, newest: Stamp) -> Reading | None:
-        """What `_judge` would say where nothing has happened since the last time, as mostly; None for all else."""
-        if type(body) is not bytes or type(answer) is not list or not body.startswith(known.head):
-            return None
-        epoch, seq, floor, soft, run, *numbers = answer
-        stamp = known.stamp
-        if type(epoch) is not float or type(seq) is not float:
-            return None
-        if -epoch != newest.epoch or -seq != newest.seq or stamp.epoch != newest.epoch or run is None or link.moved:
-            return None
-        if (floor is not None and -floor > stamp.seq) or (soft is not None and -soft > stamp.seq):
-            return None
-        if any(numbers) and max(filter(None, numbers)) > stamp.seq:
-            return None
-        offset = link.connection.clock_offset
-        renew, fresh, stale, expires = known.times
-        if self.clock() + offset >= fresh or not known.as_is or self._sealed:
-            return None
-        ends = (renew - offset, fresh - offset, stale - offset, expires - offset)
-        plain = body[known.body_at :]
-        return Reading(newest, Entry(key, plain, None, None, len(body), known.tags, stamp, *ends), False, None)
-
     async def inspect(self, key: str) -> Reading:
         return await self._read(key)
 
     async def read_many(self, keys: Sequence[str]) -> list[Reading]:
-        return [_without_entry(one) for one in await self._read_many(keys)] if keys else []
+        """In one go. Those of which it does not tell enough are read one by one."""
+        if not keys:
+            return []
+        link, newest = await self._client.link(), self._client.newest
+        asked = [self._ask(link, key) for key in keys]
+        try:
+            answers = await link.connection.send(b"".join([request for request, _ in asked]), 2 * len(asked))
+        except ConnectionLostError:
+            if link.ended:
+                raise
+            return [await self.read(key) for key in keys]
+        readings = []
+        for key, (_, known), body, answer in zip(keys, asked, answers[::2], answers[1::2], strict=True):
+            try:
+                reading = self._judge(link, key, known, body, answer, newest)
+            except (MovedError, WentBackError, _NoScriptError):
+                reading = None
+            readings.append(_without_entry(await self._read(key) if reading is None else reading))
+        return readings
 
     async def _read(self, key: str) -> Reading:
         """What stands under `key`, with the entry where there is one."""
@@ -205,9 +196,6 @@ class RedisBackend(Backend):
             try:
                 body, answer = await link.connection.send(request, 2)
                 reading = self._judge(link, key, known, body, answer, newest)
-            except TimedOutError as error:
-                self._client.failing(link, str(error))
-                raise
             except (ConnectionLostError, MovedError) as error:
                 if lost or link.ended:
                     self._client.failing(link, str(error))
@@ -224,28 +212,6 @@ class RedisBackend(Backend):
             by_script = True
         # Others store under this key faster than it can be looked at.
         return Reading(self._client.newest, None, miss=Miss(Cause.ABSENT))
-
-    async def _read_many(self, keys: Sequence[str]) -> list[Reading]:
-        """As `_read` for each of `keys`, in one go. Those of which it does not tell enough are read one by one."""
-        link, newest = await self._client.link(), self._client.newest
-        asked = [self._ask(link, key) for key in keys]
-        try:
-            answers = await link.connection.send(b"".join([request for request, _ in asked]), 2 * len(asked))
-        except TimedOutError as error:
-            self._client.failing(link, str(error))
-            raise
-        except ConnectionLostError:
-            if link.ended:
-                raise
-            return [await self._read(key) for key in keys]
-        readings = []
-        for key, (_, known), body, answer in zip(keys, asked, answers[::2], answers[1::2], strict=True):
-            try:
-                reading = self._judge(link, key, known, body, answer, newest)
-            except (MovedError, WentBackError, _NoScriptError):
-                reading = None
-            readings.append(await self._read(key) if reading is None else reading)
-        return readings
 
     def _ask(self, link: Link, key: str, *, by_script: bool = False) -> tuple[bytes, Known | None]:
         """The request for an entry and the journal's word on it, to which two replies come.
@@ -291,17 +257,17 @@ class RedisBackend(Backend):
             return Reading(journal, None, False, _ABSENT)
         if type(body) is not bytes:
             return None
+        head, tags, numbers = known.head, known.tags, answer[5:]
         try:
-            if not body.startswith(known.head):
+            if not body.startswith(head.raw):
                 if not body.startswith(known.packed, TAGS_AT):
                     return None
-                known.see(self._format.head(body))
-            as_is = known.as_is and not self._sealed
-            plain = body[known.body_at :] if as_is else self._format.body(self._entry_name(key), body, known.body_at)
+                head = known.head = self._format.head(body)
+            plain = self._body(key, body, head)
         except CorruptEntryError:
             return None
-        stamp, tags, numbers = known.stamp, known.tags, answer[5:]
         miss = softener = None
+        stamp = head.stamp
         if stamp.epoch != journal.epoch:
             miss = Miss(Cause.LOST)
         elif floor is not None and stamp.seq < -floor:
@@ -314,7 +280,7 @@ class RedisBackend(Backend):
                 miss = Miss(Cause.LEASED if numbers[at] == inf else Cause.INVALIDATED, tags[at])
             elif at is not None:
                 softener = tags[at - len(tags)]
-        return self._reading(link, key, journal, stamp, known.times, tags, plain, len(body), miss, softener)
+        return self._reading(link, key, journal, head, tags, plain, len(body), miss, softener)
 
     def _judge_by_script(self, link: Link, key: str, body: Any, answer: Any, newest: Stamp) -> Reading | None:
         epoch, seq, soft, about = answer
@@ -326,7 +292,7 @@ class RedisBackend(Backend):
             if type(body) is not bytes:
                 raise CorruptEntryError("no string")
             head = self._format.head(body)
-            tags, plain = self._format.tags(head), self._format.body(self._entry_name(key), body, len(head.raw))
+            tags, plain = self._format.tags(head), self._body(key, body, head)
             if key not in tags:
                 raise CorruptEntryError("an entry that does not carry its key: it was stored under another")
         except CorruptEntryError as error:
@@ -337,7 +303,13 @@ class RedisBackend(Backend):
         _, cause, tag, softener = about
         miss = Miss(_CAUSES[cause.decode()], _text(tag)) if cause is not None else None
         self._remember(link, key, tags, head)
-        return self._reading(link, key, journal, head.stamp, head.times, tags, plain, len(body), miss, _text(softener))
+        return self._reading(link, key, journal, head, tags, plain, len(body), miss, _text(softener))
+
+    def _body(self, key: str, data: bytes, head: Head) -> bytes:
+        """What the codec has made, of the entry of `key`."""
+        if head.as_is and not self._sealed and len(data) <= self._max_body:
+            return data[len(head.raw) :]
+        return self._format.body(self._entry_name(key), data, len(head.raw))
 
     def _remember(self, link: Link, key: str, tags: tuple[str, ...], head: Head) -> None:
         link.remember(self._journal, key, self._entry_name(key), tags, head, softened=self._softened)
@@ -347,8 +319,7 @@ class RedisBackend(Backend):
         link: Link,
         key: str,
         journal: Stamp,
-        stamp: Stamp,
-        times: Times,
+        head: Head,
         tags: tuple[str, ...],
         body: bytes,
         size: int,
@@ -357,9 +328,9 @@ class RedisBackend(Backend):
     ) -> Reading:
         """A reading of an entry, with its times by the clock of this process."""
         offset = link.connection.clock_offset
-        renew, fresh, stale, expires = times
+        renew, fresh, stale, expires = head.times
         ends = (renew - offset, fresh - offset, stale - offset, expires - offset)
-        entry = Entry(key, body, None, None, size, tags, stamp, *ends)
+        entry = Entry(key, body, None, None, size, tags, head.stamp, *ends)
         if miss is not None:
             return Reading(journal, entry, False, miss)
         now = self.clock() + offset
@@ -397,19 +368,10 @@ class RedisBackend(Backend):
         return written
 
     async def write_many(self, entries: Sequence[Entry]) -> list[Written]:
-        """As `write` for each of `entries`: each is sent as a part, which a script then puts in its place or drops."""
-        written: list[Written | None] = [self._refuse(entry) for entry in entries]
-        sent = [entry for entry, refused in zip(entries, written, strict=True) if refused is None]
-        if sent:
-            answers = iter(await self._write(sent))
-            written = [next(answers) if refused is None else refused for refused in written]
-        return [one for one in written if one is not None]
-
-    def _refuse(self, entry: Entry) -> Written | None:
-        """What need not be sent to be refused."""
-        if len(entry.body) > self._max_body:
-            return Written(False, miss=Miss(Cause.TOO_LARGE))
-        return None
+        kept = [entry for entry in entries if len(entry.body) <= self._max_body]
+        written = iter(await self._write(kept) if kept else ())
+        too_large = Written(False, miss=Miss(Cause.TOO_LARGE))
+        return [next(written) if len(entry.body) <= self._max_body else too_large for entry in entries]
 
     async def _write(self, entries: Sequence[Entry]) -> list[Written]:
         """Each is sent as a part, which a script then puts in its place or drops."""
@@ -417,11 +379,7 @@ class RedisBackend(Backend):
             link, newest = await self._client.link(), self._client.newest
             now = self.clock()
             stores = [self._store(link, entry, now) for entry in entries]
-            try:
-                answers = await link.connection.send(b"".join([request for request, _ in stores]), 2 * len(stores))
-            except TimedOutError as error:
-                self._client.failing(link, str(error))
-                raise
+            answers = await link.connection.send(b"".join([request for request, _ in stores]), 2 * len(stores))
             if last or not str(answers[1]).startswith("NOSCRIPT"):
                 break
             await link.connection.send(pack("SCRIPT", "LOAD", WRITE.text), 1)
@@ -523,7 +481,9 @@ class RedisBackend(Backend):
         try:
             return await self._client.run(script, keys, args, takes_number=True)
         except BackendError as error:
-            raise InvalidationError(f"{_listed(tags)} may not have been invalidated: {error}", tags) from error
+            raise InvalidationError(
+                f"{listed([describe(tag) for tag in tags], 5)} may not have been invalidated: {error}", tags
+            ) from error
 
     async def agree(self, max_ttl: float) -> None:
         wanted, ours = round(max_ttl * MICRO), self._client.max_ttl
@@ -532,7 +492,7 @@ class RedisBackend(Backend):
         if ours in (0, wanted):
             self._client.max_ttl = wanted
             try:
-                *_, theirs = await self._client.open()
+                (*_, theirs), _ = await self._client.run(OPEN, [self._journal], [])
             except BaseException:
                 self._client.max_ttl = ours
                 raise
@@ -581,8 +541,3 @@ def _without_entry(reading: Reading) -> Reading:
 
 def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode()
-
-
-def _listed(tags: tuple[str, ...]) -> str:
-    shown = ", ".join(describe(tag) for tag in tags[:5])
-    return f"{shown} and {len(tags) - 5} more" if len(tags) > 5 else shown

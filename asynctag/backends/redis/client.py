@@ -7,16 +7,16 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
 from hiredis import ReplyError
 from redis.asyncio import Redis
-from redis.asyncio.connection import ConnectionPool
 
 from asynctag.backends.base import Stamp
 from asynctag.backends.redis.breaker import Breaker
-from asynctag.backends.redis.connection import ConnectionLostError, TimedOutError, pack
+from asynctag.backends.redis.connection import ConnectionLostError, TimedOutError, address_of, pack
 from asynctag.backends.redis.link import Link, open_link
 from asynctag.backends.redis.replies import Outcome, outcome, refusal
 from asynctag.backends.redis.scripts import EPOCH, OPEN, Script
@@ -35,17 +35,16 @@ class WentBackError(Exception):
         self.epoch = epoch
 
 
-# A forked child shares its parent's sockets: it must leave them alone.
 _clients: "WeakSet[Client]" = WeakSet()
 
 
-def _abandon_connections() -> None:
-    for client in _clients:
+def _in_forked_child() -> None:
+    for client in list(_clients):
         client.abandon()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_connections)
+    os.register_at_fork(after_in_child=_in_forked_child)
 
 
 class Client:
@@ -58,7 +57,7 @@ class Client:
     def __init__(
         self, redis: Redis, journal: str, *, timeout: float, connect_timeout: float, max_waiting: int, max_tags: int
     ) -> None:
-        self.address = address_of(redis.connection_pool)
+        self.address = address_of(redis)
         self.max_ttl = 0
         self.newest = Stamp(0, 0)
         self._left: deque[int] = deque(maxlen=1000)  # epochs that were followed by others
@@ -141,6 +140,7 @@ class Client:
             self._breaker.failed(str(error))
             raise BackendError(str(error)) from error
         self._breaker.worked()
+        link.connection.on_timeout = partial(self.failing, link)
         self._links[loop] = link
         return link
 
@@ -180,8 +180,7 @@ class Client:
             self._connecting.pop(loop, None)
 
     def abandon(self) -> None:
-        for link in self._links.values():
-            link.connection.abandon()
+        """Forget all connections, in a forked child: they are the parent's, and abandoned by themselves."""
         self._links = {}
         self._connecting = {}
         self._breaker = Breaker(time.monotonic)
@@ -236,11 +235,6 @@ class Client:
             link.connection.close()
         return MovedError(str(error)) if what is Outcome.MOVE else error
 
-    async def open(self) -> list[Any]:
-        """The journal's stamp, and the `max_ttl` that it was made with."""
-        answer, _ = await self.run(OPEN, [self._journal], [])
-        return answer
-
     async def run(
         self, script: Script, keys: Sequence[str], args: Sequence[str | int], *, takes_number: bool = False
     ) -> tuple[list[Any], bool]:
@@ -252,9 +246,6 @@ class Client:
             link, newest = await self.link(), self.newest
             try:
                 answer = await self._send(link, script, keys, args)
-            except TimedOutError as error:
-                self.failing(link, str(error))
-                raise
             except (ConnectionLostError, MovedError) as error:
                 if last or link.ended:
                     self.failing(link, str(error))
@@ -294,12 +285,3 @@ class Client:
             self._left.append(self.newest.epoch)
         self.newest = stamp
         return stamp
-
-
-def address_of(pool: ConnectionPool) -> str:
-    """Where a pool connects to, as it may be shown."""
-    options = pool.connection_kwargs
-    if service := getattr(pool, "service_name", None):
-        return f"the master {service!r} of Sentinel"
-    where = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-    return f"Redis at {where}" + (f", database {options['db']}" if options.get("db") else "")

@@ -106,6 +106,8 @@ class Connection(asyncio.Protocol):
     #: The server's Unix time less `time.monotonic()` as it was when that time was asked for: with this offset the
     #: server's clock is at most `monotonic() + clock_offset`. It is no older than a second at any reply.
     clock_offset: float = 0.0
+    #: Told, once, where the connection is given up because a reply did not come in time.
+    on_timeout: Callable[[str], None] | None = None
 
     def __init__(self, transport: asyncio.Transport, address: str, timeout: float, max_waiting: int) -> None:
         self.address = address
@@ -280,7 +282,10 @@ class Connection(asyncio.Protocol):
             # If it was the loop that stood still, the reply may be there to be read: one more look.
             self._suspect, left = oldest, self._timeout / 16
         else:
-            self._lose(TimedOutError, f"{self.address} did not reply within {self._timeout} s")
+            why = f"{self.address} did not reply within {self._timeout} s"
+            if self.on_timeout is not None:
+                self.on_timeout(why)
+            self._lose(TimedOutError, why)
             return
         self._watchdog = self._loop.call_later(left, self._watch)
 
@@ -400,7 +405,7 @@ async def connect(client: Redis, *, connect_timeout: float, timeout: float, max_
 
     Raises `BackendError`, and `ConfigurationError` for what no retry would change.
     """
-    address = _address(client)
+    address = address_of(client)
     try:
         handshake = _Handshake(client, connect_timeout)
     except (TypeError, ValueError, refusals.RedisError) as error:
@@ -498,12 +503,14 @@ class _Handshake:
             _abandoned.append(writer)
 
 
-def _address(client: Redis) -> str:
+def address_of(client: Redis) -> str:
+    """Where a client connects to, as it may be shown."""
     pool = client.connection_pool
     if isinstance(pool, SentinelConnectionPool):
         return f"the master {pool.service_name!r} of Sentinel"
-    where = pool.connection_kwargs
-    return f"Redis at {where.get('path') or '{}:{}'.format(where.get('host', 'localhost'), where.get('port', 6379))}"
+    options = pool.connection_kwargs
+    where = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+    return f"Redis at {where}" + (f", database {options['db']}" if options.get("db") else "")
 
 
 def _explained(error: Exception, address: str, seconds: float) -> BackendError | ConfigurationError:

@@ -34,24 +34,18 @@ class Known:
     """The tags that an entry had when it was last seen, and the request for it and for the journal's word on them.
 
     Whoever asks so gets an answer that is worth as much as a script's, if the entry still has these tags. With
-    `softened`, it asks for soft invalidations of each tag too. Where the entry still begins with `head`, these are its
-    stamp and times, and its body is what follows, `as_is` or not.
+    `softened`, it asks for soft invalidations of each tag too. What begins with the same bytes has the same `head`.
     """
 
-    __slots__ = ("as_is", "body_at", "head", "packed", "request", "size", "softened", "stamp", "tags", "times")
+    __slots__ = ("head", "packed", "request", "size", "softened", "tags")
 
     def __init__(self, request: bytes, tags: tuple[str, ...], head: Head, softened: bool) -> None:
         self.request = request
         self.tags = tags
+        self.head = head
         self.packed = head.raw[TAGS_AT:]
-        self.body_at = len(head.raw)
         self.softened = softened
         self.size = len(request) + 3 * len(head.raw)  # the head, the tags packed and as texts
-        self.see(head)
-
-    def see(self, head: Head) -> None:
-        """Note what the entry begins with now."""
-        self.head, self.stamp, self.times, self.as_is = head.raw, head.stamp, head.times, head.as_is
 
 
 class Link:
@@ -61,10 +55,9 @@ class Link:
     (the replication id).
     """
 
-    def __init__(self, connection: Connection, run: str, address: str) -> None:
+    def __init__(self, connection: Connection, run: str) -> None:
         self.connection = connection
         self.run = run
-        self.address = address
         self.known: dict[str, Known] = {}
         self._known_bytes = 0
         #: For the names of what is on its way into its place.
@@ -122,7 +115,7 @@ async def open_link(client: Redis, address: str, *, connect_timeout: float, time
             raise refusal(info, address)
         facts = read_info(info)
         check_server(facts, loaded, address)
-        return Link(connection, who(facts), address)
+        return Link(connection, who(facts))
     except BaseException:
         connection.close()
         raise

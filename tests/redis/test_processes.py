@@ -4,6 +4,7 @@ What they do, and against what it is held: see `tests.redis.processes`. The wron
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from asynctag.backends.redis import RedisBackend
+from asynctag.names import key_name
 from tests.redis.processes import Plan
 from tests.redis.servers import Server
 
@@ -93,3 +96,36 @@ def test_a_wrong_variant_is_caught(wrong: str, redis_server: Server) -> None:
     """With a backend that breaks a rule of the protocol, some are given what is old."""
     outcome = run_processes(redis_server, wrong)
     assert outcome.stale
+
+
+STORE = """
+import asyncio, sys
+from asynctag import Cache
+from asynctag.backends.redis import RedisBackend
+
+async def main():
+    cache = Cache(RedisBackend.from_url(sys.argv[1]), default_ttl=60)
+    async with cache:
+        await cache.set("page", "a page", since=await cache.lookup("page"), tags=["a", "b", "c", "d", "e", "f"])
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("seed", range(3))
+async def test_each_process_stores_the_tags_in_one_order(seed: int, redis_server: Server) -> None:
+    """Else one that has read an entry would need a second round trip for what another stored with the same tags."""
+    subprocess.run(
+        [sys.executable, "-c", STORE, redis_server.url],
+        env={**os.environ, "PYTHONHASHSEED": str(seed)},
+        cwd=ROOT,
+        check=True,
+        timeout=PATIENCE,
+    )
+    backend = RedisBackend.from_url(redis_server.url)
+    entry = (await backend.inspect(key_name("", "page"))).entry
+    await backend.aclose()
+    assert entry is not None
+    assert list(entry.tags) == sorted(entry.tags)
+    assert len(entry.tags) >= 6

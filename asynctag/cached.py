@@ -170,7 +170,7 @@ class Definition(Generic[P, R]):
         filler = self.cache._filling()
         if filler.backend.in_process or self.cache._disabled:
             return self.cache._obtain(self.job(key, args, kwargs))
-        return filler.obtain_by_key(key, self.codec_now(), partial(self.job, key, args, kwargs))
+        return filler.obtain_by_key(key, self.codec_now(), self.job, args, kwargs)
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         return self.make_key(*args, **kwargs)[self._prefix :]

@@ -110,7 +110,7 @@ class Filler:
                 await self.agree()
             reading = await self.backend.read(key)
         except BackendError as error:
-            self._warn("the backend cannot be read (%s): computing without it", error)
+            self._cannot_read(error)
             return None
         return _without(reading, leased) if leased else reading
 
@@ -123,7 +123,7 @@ class Filler:
                 await self.agree()
             readings = await self.backend.read_many(keys)
         except BackendError as error:
-            self._warn("the backend cannot be read (%s): computing without it", error)
+            self._cannot_read(error)
             return [None] * len(keys)
         return [_without(reading, leased) for reading in readings] if leased else readings
 
@@ -171,19 +171,29 @@ class Filler:
         await self.backend.agree(self.max_ttl)
         self._agreed = True
 
+    def _cannot_read(self, error: BackendError) -> None:
+        self._warn("the backend cannot be read (%s): computing without it", error)
+
     def _warn(self, message: str, *args: object) -> None:
         self.outage.warn(self.backend.clock(), message, *args)
 
     # --- one value -----------------------------------------------------------------------------------
 
-    async def obtain_by_key(self, key: str, codec: Codec, make_job: Callable[[], Job]) -> Any:
-        """As `obtain`, with a job that is made where there is no hit: to make one takes longer than a hit does."""
-        parent, looked = live_scope(), Looked(self.flights.begun, self.flights.landings(key), None)
+    async def obtain_by_key(self, key: str, codec: Codec, make_job: Callable[..., Job], *args: Any) -> Any:
+        """As `obtain`, with a job that `make_job(key, *args)` makes: to make one takes longer than a hit does."""
+        parent, came, landings = live_scope(), self.flights.begun, self.flights.landings(key)
+        reading: Reading | None
         try:
-            reading = await self.read(key)
+            if self.pending.names or not self._agreed:
+                reading = await self.read(key)
+            else:  # mostly: one coroutine less to go through
+                reading = await self.backend.read(key)
+        except BackendError as error:
+            self._cannot_read(error)
+            reading = None
         except BaseException:  # what the caller does instead depends on it too
             if parent is not None:
-                parent.gather(make_job().tags, self.backend)
+                parent.gather(make_job(key, *args).tags, self.backend)
             raise
         entry = reading.entry if reading is not None and not reading.stale else None
         if entry is not None and self.backend.clock() < entry.renew_from:
@@ -192,7 +202,7 @@ class Filler:
                 if parent is not None:
                     parent.absorb(entry, self.backend)
                 return value
-        return await self.obtain(make_job(), looked._replace(reading=reading))
+        return await self.obtain(make_job(key, *args), Looked(came, landings, reading))
 
     async def obtain(self, job: Job, looked: Looked | None = None) -> Any:
         """The value of `job`: a hit, what a flight brought, or what its computation returns."""

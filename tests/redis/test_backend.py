@@ -893,6 +893,98 @@ async def test_what_is_remembered_of_keys_is_bounded(backend: RedisBackend, monk
     assert link._known_bytes == sum(known.size for known in link.known.values())
 
 
+async def test_what_is_kept_of_replies_is_bounded(backend: RedisBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bytes, as they came and as they were read; the oldest goes first, and what is large is not kept at all."""
+    from asynctag.backends.redis import link as module
+
+    keys = [key_name("", f"page {number}") for number in range(6)]
+    for key in keys:
+        await put(backend, key=key, value="a" * 1000)
+    link = await backend._client.link()
+
+    async def kept() -> list[str]:
+        for key in keys:
+            assert await value(backend, key) == "a" * 1000
+        assert link._kept_bytes == sum(link._kept.values())
+        assert set(link._kept) == {known for known in link.known.values() if known.judged is not None}
+        return [key for key in keys if link.known[key].judged is not None]
+
+    assert await kept() == keys
+    assert link._kept_bytes > 6 * 2000
+    monkeypatch.setattr(module, "MAX_KEPT_BYTES", 5000)
+    monkeypatch.setattr(module, "MAX_KNOWN", 6)
+    await put(backend, key=keys[0], value="a" * 1000)
+    assert await kept() == keys[-2:]
+    monkeypatch.setattr(module, "MAX_ENTRY_KEPT", 500)
+    await put(backend, key=keys[0], value="a" * 1000)
+    assert keys[0] not in await kept()
+
+
+CHANGES: dict[str, tuple[Callable[[RedisBackend, SyncRedis], Awaitable[object] | None], Any]] = {
+    "a tag invalidated": (lambda other, redis: other.invalidate([RED]), Cause.INVALIDATED),
+    "its key invalidated": (lambda other, redis: other.invalidate([PAGE]), Cause.INVALIDATED),
+    "a tag leased": (lambda other, redis: other.lease([RED], "me", 10), Cause.LEASED),
+    "deleted": (lambda other, redis: other.delete(PAGE), Cause.ABSENT),
+    "wiped": (lambda other, redis: other.wipe(), Cause.LOST),
+    "evicted": (lambda other, redis: redis.delete(PLACE) and None, Cause.ABSENT),
+    "the journal lost": (lambda other, redis: redis.delete(JOURNAL) and None, Cause.LOST),
+    "all lost": (lambda other, redis: redis.flushall() and None, Cause.ABSENT),
+    "another stored": (lambda other, redis: put(other, value="another", tags=[RED]), "another"),
+    "another stored with other tags": (lambda other, redis: put(other, value="another", tags=[BLUE]), "another"),
+    "another tag invalidated": (lambda other, redis: other.invalidate([BLUE]), "a value"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_what_replies_came_to_counts_for_the_same_replies_alone(
+    change: str, backend: RedisBackend, other: RedisBackend, redis_server: Server
+) -> None:
+    """Whatever another process does after many hits here, the next read knows."""
+    redis = SyncRedis.from_url(redis_server.url)
+    await other.invalidate([BLUE])
+    await put(backend, tags=[RED])
+    for _ in range(3):
+        assert await value(backend) == "a value"
+    link = await backend._client.link()
+    assert link.known[PAGE].judged is not None
+    act, expected = CHANGES[change]
+    done = act(other, redis)
+    if done is not None:
+        await done
+    for _ in range(2):
+        assert await value(backend) == expected
+    redis.close()
+
+
+async def test_the_same_replies_come_to_something_else_in_time(backend: RedisBackend) -> None:
+    """The bytes in Redis are the same; the entry has become stale, and then none at all."""
+    await put(backend, stale=60)
+    for _ in range(3):
+        assert not (await backend.read(PAGE)).stale
+    link = await backend._client.link()
+    known = link.known[PAGE]
+    assert known.judged is not None
+    now = monotonic()
+    for later, stale, entry_there in ((0, False, True), (61, True, True), (121, False, False)):
+        backend.clock = lambda later=later: now + later  # type: ignore[misc, assignment]
+        reading = await backend.read(PAGE)
+        assert (reading.stale, reading.entry is not None) == (stale, entry_there)
+
+
+async def test_the_same_replies_come_to_other_times_by_another_clock(backend: RedisBackend) -> None:
+    """The server's clock was found to be ahead: the entry is fresh for less long."""
+    await put(backend)
+    ends = []
+    for ahead in (0, 0, 0, 30):
+        link = await backend._client.link()
+        link.connection.clock_offset += ahead
+        entry = (await backend.read(PAGE)).entry
+        assert entry is not None
+        ends.append(entry.fresh_until)
+    assert link.known[PAGE].judged is not None
+    assert ends[2] - ends[3] == pytest.approx(30, abs=0.5)
+
+
 @pytest.mark.parametrize(("waited", "heard", "lost"), [(6, 1, False), (6, 6, True), (49, 1, False), (56, 1, True)])
 async def test_what_is_large_may_take_longer_than_a_timeout(
     redis_server: Server, waited: float, heard: float, lost: bool

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import anyio
 import pytest
 
 from asynctag.backends.redis import RedisBackend
@@ -116,13 +117,10 @@ asyncio.run(main())
 @pytest.mark.parametrize("seed", range(3))
 async def test_each_process_stores_the_tags_in_one_order(seed: int, redis_server: Server) -> None:
     """Else one that has read an entry would need a second round trip for what another stored with the same tags."""
-    subprocess.run(
-        [sys.executable, "-c", STORE, redis_server.url],
-        env={**os.environ, "PYTHONHASHSEED": str(seed)},
-        cwd=ROOT,
-        check=True,
-        timeout=PATIENCE,
-    )
+    with anyio.fail_after(PATIENCE):
+        await anyio.run_process(
+            [sys.executable, "-c", STORE, redis_server.url], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": str(seed)}
+        )
     backend = RedisBackend.from_url(redis_server.url)
     entry = (await backend.inspect(key_name("", "page"))).entry
     await backend.aclose()

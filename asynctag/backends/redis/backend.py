@@ -16,7 +16,7 @@ from asynctag.backends.base import Backend, Cause, Entry, Miss, Reading, Stamp, 
 from asynctag.backends.redis.client import Client, MovedError, WentBackError
 from asynctag.backends.redis.connection import ConnectionLostError, pack
 from asynctag.backends.redis.format import TAGS_AT, Format, Head, Times, pack_tags
-from asynctag.backends.redis.link import Known, Link
+from asynctag.backends.redis.link import Judged, Known, Link
 from asynctag.backends.redis.scripts import DELETE, EPOCH, INVALIDATE, LEASE, OPEN, READ, RELEASE, TAG, WRITE, Script
 from asynctag.errors import BackendError, ConfigurationError, CorruptEntryError, InvalidationError
 from asynctag.expiry import seconds
@@ -161,7 +161,9 @@ class RedisBackend(Backend):
             if link.ended:
                 raise
             reading = None
-        return _without_entry(await self._read(key) if reading is None else reading)
+        if reading is None:
+            reading = await self._read(key)
+        return reading if reading.miss is None else _without_entry(reading)
 
     async def inspect(self, key: str) -> Reading:
         return await self._read(key)
@@ -230,6 +232,16 @@ class RedisBackend(Backend):
         """What the replies to `_ask` come to; None if it takes another look, by script."""
         if link.moved:
             raise self._client.moved()
+        last = known.judged if known is not None else None
+        if (
+            last is not None
+            and last.newest is newest
+            and last.answer == answer
+            and last.body == body
+            and last.offset == link.connection.clock_offset
+            and self.clock() < last.entry.fresh_until
+        ):
+            return last.reading
         if type(answer) is not list:
             if str(answer).startswith("NOSCRIPT"):
                 raise _NoScriptError
@@ -280,7 +292,10 @@ class RedisBackend(Backend):
                 miss = Miss(Cause.LEASED if numbers[at] == inf else Cause.INVALIDATED, tags[at])
             elif at is not None:
                 softener = tags[at - len(tags)]
-        return self._reading(link, key, journal, head, tags, plain, len(body), miss, softener)
+        reading = self._reading(link, key, journal, head, tags, plain, len(body), miss, softener)
+        if reading.miss is None and not reading.stale and reading.entry is not None:
+            link.keep(known, Judged(body, answer, journal, link.connection.clock_offset, reading, reading.entry))
+        return reading
 
     def _judge_by_script(self, link: Link, key: str, body: Any, answer: Any, newest: Stamp) -> Reading | None:
         epoch, seq, soft, about = answer

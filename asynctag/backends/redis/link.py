@@ -5,11 +5,12 @@ import re
 import secrets
 from collections.abc import Sequence
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from hiredis import ReplyError
 from redis.asyncio import Redis
 
+from asynctag.backends.base import Entry, Reading, Stamp
 from asynctag.backends.redis.connection import Connection, connect, pack
 from asynctag.backends.redis.format import TAGS_AT, Head
 from asynctag.backends.redis.replies import not_a_cluster, refusal
@@ -18,6 +19,9 @@ from asynctag.errors import ConfigurationError
 
 #: Of how many keys it is remembered which tags their entries had, in how many bytes, and how many those of one may be.
 MAX_KNOWN, MAX_KNOWN_BYTES, MAX_HEAD_KNOWN = 10_000, 16 * 1024 * 1024, 8192
+
+#: Of how many bytes, as they came and as they were read, it is remembered what they came to; of one entry, how many.
+MAX_KEPT_BYTES, MAX_ENTRY_KEPT = 8 * 1024 * 1024, 128 * 1024
 
 #: The age, in seconds, at which it is asked again who the server is.
 CHECK_AGE = 1.0
@@ -30,6 +34,20 @@ REDIS_NEEDED, VALKEY_NEEDED = (7, 0), (7, 2)
 RESERVED = ("epoch", "seq", "floor", "soft")
 
 
+class Judged(NamedTuple):
+    """Replies, when `newest` was the newest stamp and `offset` the clock's, and the entry to serve that they came to.
+
+    The same ones come to the same, as long as the entry is fresh.
+    """
+
+    body: bytes
+    answer: list[Any]
+    newest: Stamp
+    offset: float
+    reading: Reading
+    entry: Entry
+
+
 class Known:
     """The tags that an entry had when it was last seen, and the request for it and for the journal's word on them.
 
@@ -37,7 +55,7 @@ class Known:
     `softened`, it asks for soft invalidations of each tag too. What begins with the same bytes has the same `head`.
     """
 
-    __slots__ = ("head", "packed", "request", "size", "softened", "tags")
+    __slots__ = ("head", "judged", "packed", "request", "size", "softened", "tags")
 
     def __init__(self, request: bytes, tags: tuple[str, ...], head: Head, softened: bool) -> None:
         self.request = request
@@ -45,6 +63,7 @@ class Known:
         self.head = head
         self.packed = head.raw[TAGS_AT:]
         self.softened = softened
+        self.judged: Judged | None = None
         self.size = len(request) + 3 * len(head.raw)  # the head, the tags packed and as texts
 
 
@@ -60,6 +79,8 @@ class Link:
         self.run = run
         self.known: dict[str, Known] = {}
         self._known_bytes = 0
+        self._kept: dict[Known, int] = {}  # those with something `judged`, the oldest first, and its bytes
+        self._kept_bytes = 0
         #: For the names of what is on its way into its place.
         self.token = secrets.token_hex(8)
         self.parts = 0
@@ -103,6 +124,23 @@ class Link:
         known = self.known.pop(key, None)
         if known is not None:
             self._known_bytes -= known.size
+            self._let_go(known)
+
+    def keep(self, known: Known, judged: Judged) -> None:
+        """Note what the replies to the request of `known` came to."""
+        self._let_go(known)
+        size = len(judged.body) + len(judged.entry.body)
+        if size > MAX_ENTRY_KEPT:
+            return
+        known.judged = judged
+        self._kept[known] = size
+        self._kept_bytes += size
+        while self._kept_bytes > MAX_KEPT_BYTES:
+            self._let_go(next(iter(self._kept)))
+
+    def _let_go(self, known: Known) -> None:
+        known.judged = None
+        self._kept_bytes -= self._kept.pop(known, 0)
 
 
 async def open_link(client: Redis, address: str, *, connect_timeout: float, timeout: float, max_waiting: int) -> Link:

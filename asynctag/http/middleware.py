@@ -176,7 +176,12 @@ class CacheMiddleware:
     async def _fetch(self, asgi: AsgiScope, known: _Known) -> tuple[Message, Message] | None:
         """The hit of such a request from outside this process, in one round trip."""
         filler, dims, messages = self.cache._filling(), known.dims, None
-        reading = await self._look(filler, asgi, known.key, dims) if dims is not None else None
+        reading = None
+        if dims is PLAIN and not self.cache._disabled:
+            # Where the URL is the whole key, its response tells whether it still is: it goes when it is not.
+            reading = await filler.read(known.key)
+        elif dims is not None and not self.cache._disabled:
+            reading = await self._look(filler, asgi, dims)
         entry = reading.entry if reading is not None and not reading.stale else None
         if entry is not None and entry.codec is None and filler.backend.clock() < entry.renew_from:
             held = known.held
@@ -189,15 +194,8 @@ class CacheMiddleware:
             known.dims = None
         return messages
 
-    async def _look(self, filler: Filler, asgi: AsgiScope, key: str, dims: Dimensions) -> Reading | None:
-        """What stands where the response to this request was, if `dims` still are what tells the URL's apart.
-
-        Where the URL is the whole key, the look at the response tells: it goes when that is so no more.
-        """
-        if self.cache._disabled:
-            return None
-        if dims is PLAIN:
-            return await filler.read(key)
+    async def _look(self, filler: Filler, asgi: AsgiScope, dims: Dimensions) -> Reading | None:
+        """What stands where the response to this request was, if `dims` still are what tells the URL's apart."""
         address = Address(asgi, self.cache.namespace)
         record, reading = await filler.read_many([address.record_key(), address.response_key(dims)])
         return reading if record_of(record) == dims else None

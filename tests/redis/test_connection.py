@@ -31,7 +31,14 @@ from redis.asyncio.sentinel import Sentinel as SentinelManager
 from redis.backoff import ConstantBackoff
 
 from asynctag.backends.redis import connection as module
-from asynctag.backends.redis.connection import Connection, ConnectionLostError, TimedOutError, connect, pack
+from asynctag.backends.redis.connection import (
+    MAX_COALESCED,
+    Connection,
+    ConnectionLostError,
+    TimedOutError,
+    connect,
+    pack,
+)
 from asynctag.errors import BackendError, ConfigurationError
 from tests.redis.servers import HOST, Sentinel, Server, eventually
 
@@ -264,10 +271,34 @@ async def test_one_turn_is_one_write(redis_server: Server) -> None:
     """What is handed over in one turn of the loop reaches the server in one piece."""
     async with connected(redis_server.url) as connection:
         before = int(redis_server.info("stats")["total_reads_processed"])
-        await asyncio.gather(*[connection.send(pack("ECHO", number), 1) for number in range(100)])
-        assert calls(redis_server, "echo") == 100
+        await asyncio.gather(*[connection.send(pack("ECHO", number), 1) for number in range(MAX_COALESCED - 1)])
+        assert calls(redis_server, "echo") == MAX_COALESCED - 1
         after = int(redis_server.info("stats")["total_reads_processed"])
         assert after - before == 3  # with those for INFO
+
+
+@pytest.mark.anyio
+async def test_many_in_one_turn_are_several_writes(redis_server: Server) -> None:
+    """The server begins with the first while callers prepare the others; in order all the same, and none left over."""
+    number = 3 * MAX_COALESCED + 5
+    async with connected(redis_server.url) as connection:
+        written: list[int] = []
+        transport: Any = connection._transport
+
+        class Counting:
+            def write(self, data: bytes) -> None:
+                written.append(data.count(b"ECHO"))
+                transport.write(data)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(transport, name)
+
+        connection._transport = Counting()  # type: ignore[assignment]
+        asked = [connection.send(pack("ECHO", one), 1) for one in range(number)]
+        assert written == [MAX_COALESCED] * 3
+        assert [int(reply) for (reply,) in await asyncio.gather(*asked)] == list(range(number))
+        assert written == [*[MAX_COALESCED] * 3, 5]
+        connection._transport = transport
 
 
 @pytest.mark.parametrize("protocol", [2, 3])

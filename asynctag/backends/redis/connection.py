@@ -1,8 +1,8 @@
 """One connection to Redis, shared by every caller of one event loop.
 
-Commands that are handed over in one turn of the loop leave in one write; replies come back in order, so a deque of
-futures says whose they are. redis-py makes the connection (TLS, passwords, Sentinel, Unix sockets, HELLO); then its
-transport gets a protocol of ours. On the path of a command there is no task, no lock and no timer.
+Commands that are handed over in one turn of the loop leave in one write, or in a few; replies come back in order, so a
+deque of futures says whose they are. redis-py makes the connection (TLS, passwords, Sentinel, Unix sockets, HELLO);
+then its transport gets a protocol of ours. On the path of a command there is no task, no lock and no timer.
 """
 
 import asyncio
@@ -31,6 +31,10 @@ CLOCK_AGE = 1.0
 
 #: How many timeouts a reply may take while bytes of it, or of what is sent, are on their way.
 LONGEST = 10
+
+#: How many requests go out in one write. With more at once, the server would have nothing to do while callers prepare
+#: them: 50 callers got a fifth less done.
+MAX_COALESCED = 24
 
 #: Above this size hiredis takes longer to pack a part than a join of bytes does: at 64 KiB and more, 25 times as long.
 LARGE = 16_384
@@ -157,6 +161,8 @@ class Connection(asyncio.Protocol):
         self._waiting += replies
         if self._waiting >= self._max_waiting:
             self.is_full = True
+        if len(unsent) == MAX_COALESCED:
+            self._flush()
         return future
 
     def _flush(self) -> None:

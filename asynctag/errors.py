@@ -12,6 +12,7 @@ AsynctagError
 ├── CorruptEntryError       bytes in a backend that are not an entry of ours (always a miss, never seen by callers)
 ├── BackendError            the backend did not answer, or not as it should
 │   └── InvalidationError   an invalidation that may not have been written, with the tags
+├── PurgeError              a CDN that may serve what was invalidated, with the tags
 └── LifecycleError          a cache used unbound, bound twice, opened twice
 
 The exception of a computation is never wrapped: it reaches the caller as it was raised.
@@ -72,6 +73,17 @@ class InvalidationError(BackendError):
     """An invalidation that may not have been written: `tags` are those that may still be served old.
 
     They are as the caller wrote them; keys, functions and namespaces as in `Explanation.invalidated_by`.
+    """
+
+    def __init__(self, message: str, tags: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.tags = tuple(tags)
+
+
+class PurgeError(AsynctagError):
+    """A purge that may not have reached the CDN: `tags` are those that it may still serve old, as they were given.
+
+    The first exception of the user's own `send`, if there was one, is its cause.
     """
 
     def __init__(self, message: str, tags: Iterable[str] = ()) -> None:

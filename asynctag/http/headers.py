@@ -13,7 +13,9 @@ from functools import lru_cache
 from hashlib import blake2b
 from math import floor
 from typing import Literal
-from urllib.parse import quote, unquote_plus
+from urllib.parse import unquote_plus
+
+from asynctag.http.structured import INTEGER_MAX, escape, parse_dictionary, write_name, write_string
 
 DELTA_MAX = 2**31
 """The longest time that is kept, and what longer ones are taken for (RFC 9111 §1.2.2)."""
@@ -25,12 +27,9 @@ _OWS = b" \t"
 _LIST_BREAK = re.compile(rb'[,"\\]')
 _DIGITS = re.compile(rb"[0-9]+")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_ETAG = re.compile(rb'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
-_ETAG_MEMBER = re.compile(rb'[ \t,]*(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|\Z)')
+_ETAG = re.compile(rb'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+_ETAG_MEMBER = re.compile(rb'[ \t,]*(W/)?("[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|\Z)')
 _ASCTIME = re.compile(r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ 0-9][0-9] [0-9]{2}:[0-9]{2}:[0-9]{2} [0-9]{4}")
-_SF_TOKEN = re.compile(r"[A-Za-z*][!#$%&'*+\-.^_`|~0-9A-Za-z:/]*")
-_SF_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if code != 0x25)
-_SF_INTEGER_MAX = 10**15 - 1
 
 
 def is_field_name(name: bytes) -> bool:
@@ -80,6 +79,8 @@ class CacheControl:
     public: bool = False
     must_revalidate: bool = False
     proxy_revalidate: bool = False
+    must_understand: bool = False
+    no_transform: bool = False
     stale_while_revalidate: int | None = None
     stale_if_error: int | None = None
     only_if_cached: bool = False
@@ -96,9 +97,14 @@ _FLAGS = {
         b"public",
         b"must-revalidate",
         b"proxy-revalidate",
+        b"must-understand",
+        b"no-transform",
         b"only-if-cached",
     )
 }
+_GRANTS = frozenset((b"public", b"must-understand"))
+"""The flags that allow more. They take no argument: with one they are malformed, and not there."""
+
 _DELTAS: dict[bytes, tuple[str, Callable[[int, int], int], int]] = {
     # directive: (attribute, which of two conflicting values counts, what an unreadable one counts as) (§4.2.1)
     b"max-age": ("max_age", min, 0),
@@ -123,7 +129,7 @@ def _parse_directives(line: bytes) -> CacheControl:
         name, has_argument, argument = member.partition(b"=")
         name = name.strip(_OWS).lower()
         if flag := _FLAGS.get(name):
-            if not (has_argument and name == b"public"):  # it allows more, and takes no argument: this one is malformed
+            if not (has_argument and name in _GRANTS):
                 flags[flag] = True
         elif delta := _DELTAS.get(name):
             attribute, stricter, unreadable = delta
@@ -137,6 +143,32 @@ def _parse_directives(line: bytes) -> CacheControl:
 
 
 _parse_short = lru_cache(maxsize=256)(_parse_directives)
+
+
+def parse_targeted(lines: Iterable[bytes]) -> CacheControl | None:
+    """Read the lines of a targeted field such as `CDN-Cache-Control`: a Dictionary of directives (RFC 9213 §2.1).
+
+    `None` is a field that is absent, empty or does not parse: the next target's counts, or else `Cache-Control` (§2.2).
+    A value of another type than its directive's is not used (§2.1): a time then means stale, as one that
+    `Cache-Control` cannot read does, what restricts is there whatever its value, and what allows more is not there.
+    """
+    members = parse_dictionary(lines)
+    if not members:
+        return None
+    flags: dict[str, bool] = {}
+    deltas: dict[str, int] = {}
+    for key, value in members.items():
+        name = key.encode()
+        if flag := _FLAGS.get(name):
+            if value is True or name not in _GRANTS:
+                flags[flag] = True
+        elif delta := _DELTAS.get(name):
+            attribute, _, unreadable = delta
+            if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+                deltas[attribute] = min(value, DELTA_MAX)
+            else:
+                deltas[attribute] = unreadable
+    return CacheControl(**flags, **deltas)  # type: ignore[arg-type]
 
 
 def _delta_seconds(argument: bytes, unreadable: int) -> int:
@@ -178,7 +210,19 @@ def etag_matches(if_none_match: bytes, etag: bytes) -> bool:
 
     A field that is not a list of entity tags matches nothing: the client then gets the whole response.
     """
-    field = if_none_match.strip(_OWS)
+    return _names_etag(if_none_match, etag, weakly=True)
+
+
+def etag_matches_strongly(if_match: bytes, etag: bytes) -> bool:
+    """Whether `If-Match` names `etag`, by strong comparison: a weak tag equals none (RFC 9110 §8.8.3.2, §13.1.1).
+
+    A field that is not a list of entity tags matches nothing: the request is then not carried out.
+    """
+    return _names_etag(if_match, etag, weakly=False)
+
+
+def _names_etag(listed: bytes, etag: bytes, *, weakly: bool) -> bool:
+    field = listed.strip(_OWS)
     if field == b"*":
         return True
     own = _ETAG.fullmatch(etag)
@@ -189,7 +233,8 @@ def etag_matches(if_none_match: bytes, etag: bytes) -> bool:
         member = _ETAG_MEMBER.match(field, at)
         if member is None:
             return matched and not field[at:].strip(b" \t,")
-        matched = matched or member[1] == own[1]
+        if member[2] == own[2] and (weakly or not (member[1] or own[1])):
+            matched = True
         at = member.end()
     return matched
 
@@ -206,17 +251,23 @@ def http_date(value: bytes) -> float | None:
         return None
 
 
-def sort_query(query: bytes, names: Collection[str] | None) -> bytes:
-    """The query with its pairs sorted by name; with `names`, only the pairs of those names.
+def sort_query(query: bytes, names: Collection[str] | None, ignored: Collection[str] = ()) -> bytes:
+    """The query with its pairs sorted by name; with `names`, only the pairs of those names, and none that is `ignored`.
+
+    What is ignored is named whole, or by its beginning and a `*`.
 
     The values of one name keep their order. Names are compared as an application decodes them: `%61=1` is not hidden
     from a key that holds `a`. Only `&` separates, as in the URL standard. The text of the pairs stays as it was sent.
     """
-    if not query or (names is None and b"&" not in query):
+    if not query or (names is None and not ignored and b"&" not in query):
         return query
     pairs = [(_decoded_name(pair), pair) for pair in query.split(b"&")]
     if names is not None:
         pairs = [pair for pair in pairs if pair[0] in names]
+    if ignored:
+        whole = frozenset(ignored)
+        begins = tuple(name[:-1] for name in ignored if name.endswith("*"))
+        pairs = [pair for pair in pairs if pair[0] not in whole and not pair[0].startswith(begins)]
     pairs.sort(key=_first)
     return b"&".join([pair for _, pair in pairs])
 
@@ -250,29 +301,36 @@ def cache_status(
     *,
     hit: bool = False,
     fwd: Forward | None = None,
+    fwd_status: int | None = None,
     ttl: float | None = None,
     stored: bool = False,
+    collapsed: bool = False,
+    key: str | None = None,
     detail: str | None = None,
     name: str = "asynctag",
 ) -> bytes:
-    """A member of `Cache-Status` (RFC 9211 §2). `ttl` is negative for what is served stale."""
+    """A member of `Cache-Status`, its parameters in the order of RFC 9211 §2.1 to §2.8.
+
+    `ttl` is in seconds, and negative for what is served stale. `fwd_status` and `collapsed` mean something only with
+    `fwd`, and are left out without it (§2.3, §2.6). `key` helps attackers too: it is for clients that may see it (§6).
+    """
     if hit and fwd is not None:
         raise ValueError("a response was a hit or was forwarded, not both")
-    parts = [name if _SF_TOKEN.fullmatch(name) else _sf_string(name)]
+    parts = [write_name(name)]
     if hit:
         parts.append("hit")
     if fwd is not None:
         parts.append(f"fwd={fwd}")
+        if fwd_status is not None:
+            parts.append(f"fwd-status={fwd_status}")
     if ttl is not None:
-        parts.append(f"ttl={floor(max(-_SF_INTEGER_MAX, min(_SF_INTEGER_MAX, ttl)))}")
+        parts.append(f"ttl={floor(max(-INTEGER_MAX, min(INTEGER_MAX, ttl)))}")
     if stored:
         parts.append("stored")
+    if collapsed and fwd is not None:
+        parts.append("collapsed")
+    if key is not None:
+        parts.append(f"key={write_string(escape(key))}")
     if detail is not None:
-        parts.append(f"detail={_sf_string(detail)}")
+        parts.append(f"detail={write_string(escape(detail))}")
     return "; ".join(parts).encode("ascii")
-
-
-def _sf_string(text: str) -> str:
-    """A structured field's string (RFC 8941 §3.3.3): what is not printable ASCII is percent-encoded first."""
-    printable = quote(text, safe=_SF_SAFE, errors="backslashreplace")
-    return '"' + printable.replace("\\", "\\\\").replace('"', '\\"') + '"'

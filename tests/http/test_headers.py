@@ -14,10 +14,12 @@ from asynctag.http.headers import (
     cache_status,
     cookie_values,
     etag_matches,
+    etag_matches_strongly,
     http_date,
     make_etag,
     parse_age,
     parse_cache_control,
+    parse_targeted,
     parse_vary,
     sort_query,
     split_list,
@@ -45,7 +47,9 @@ lines = st.lists(st.binary(max_size=60) | st.text('max-ge=0"\\,; \tnostrpuvic19'
             [b"must-revalidate, proxy-revalidate, only-if-cached"],
             CacheControl(must_revalidate=True, proxy_revalidate=True, only_if_cached=True),
         ),
-        ([b"unknown=3, , x, immutable, no-transform, must-understand"], CacheControl()),
+        ([b"no-transform, must-understand"], CacheControl(no_transform=True, must_understand=True)),
+        ([b"no-transform=1, must-understand=1"], CacheControl(no_transform=True)),
+        ([b"unknown=3, , x, immutable"], CacheControl()),
     ],
 )
 def test_cache_control_directives_are_read(field: list[bytes], expected: CacheControl) -> None:
@@ -97,6 +101,73 @@ def test_cache_control_never_raises(field: list[bytes]) -> None:
 @given(st.text('a,"\\ ').map(str.encode))
 def test_splitting_a_list_loses_nothing(line: bytes) -> None:
     assert b",".join(split_list(line)) == line
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ([b"max-age=60"], CacheControl(max_age=60)),
+        (
+            [b"max-age=60, must-revalidate", b"stale-if-error=5"],
+            CacheControl(60, must_revalidate=True, stale_if_error=5),
+        ),
+        ([b"no-store, no-cache, private"], CacheControl(no_store=True, no_cache=True, private=True)),
+        ([b'no-cache="a, b", private="c"'], CacheControl(no_cache=True, private=True)),
+        ([b"public, must-understand"], CacheControl(public=True, must_understand=True)),
+        ([b"max-age=2147483649"], CacheControl(max_age=DELTA_MAX)),
+        ([b"none"], CacheControl()),
+        ([b'max-age=5;unit=minutes, foo=bar, list=(1 "a");q=1, bytes=:YQ==:'], CacheControl(max_age=5)),
+    ],
+)
+def test_a_targeted_field_is_a_dictionary_of_directives_rfc9213_2_1(field: list[bytes], expected: CacheControl) -> None:
+    assert parse_targeted(field) == expected
+
+
+def test_of_a_directive_that_comes_twice_the_last_counts_rfc9651_4_2_2() -> None:
+    """A dictionary says so itself: the rule of `Cache-Control` for conflicts is not needed, nor its to decide."""
+    assert parse_targeted([b"max-age=5, max-age=60"]) == CacheControl(max_age=60)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        [],
+        [b""],
+        [b"  "],
+        [b"max-age=10000, &&&&&"],
+        [b"MaX-aGe=3600"],
+        [b"max-age =100"],
+        [b"max-age= 100"],
+        [b"max-age=60,"],
+        [b"max-age=60, , no-store"],
+        [b"max-age=060x"],
+        [b'max-age="60'],
+        ["max-age=60, x=é".encode()],
+    ],
+)
+def test_a_targeted_field_that_is_empty_or_does_not_parse_is_not_there_rfc9213_2_2(field: list[bytes]) -> None:
+    assert parse_targeted(field) is None
+
+
+@pytest.mark.parametrize("value", [b'"10000"', b"10.5", b"-1", b"soon", b"?1", b"(60)", b":YQ==:", b"@60"])
+def test_a_targeted_time_of_another_type_is_stale_rfc9213_2_1(value: bytes) -> None:
+    """It is never taken for the time that it resembles, and never for no time at all."""
+    assert parse_targeted([b"max-age=" + value]) == CacheControl(max_age=0)
+    assert parse_targeted([b"s-maxage=" + value]) == CacheControl(s_maxage=0)
+
+
+def test_a_targeted_time_without_a_value_is_stale_rfc9213_2_1() -> None:
+    assert parse_targeted([b"max-age"]) == CacheControl(max_age=0)
+
+
+def test_a_targeted_flag_of_another_type_never_allows_more_rfc9213_2_1() -> None:
+    assert parse_targeted([b"no-store=?0, private=1"]) == CacheControl(no_store=True, private=True)
+    assert parse_targeted([b"public=?0, must-understand=1"]) == CacheControl()
+
+
+@given(lines)
+def test_a_targeted_field_never_raises(field: list[bytes]) -> None:
+    parse_targeted(field)
 
 
 def test_vary_is_sorted_lower_case_and_unique() -> None:
@@ -156,6 +227,30 @@ def test_if_none_match_compares_weakly_rfc9110_13_1_2(field: bytes, etag: bytes,
 @given(st.binary(max_size=80), st.binary(max_size=20))
 def test_if_none_match_never_raises_and_matches_only_what_it_holds(field: bytes, etag: bytes) -> None:
     assert not etag_matches(field, etag) or field.strip(b" \t") == b"*" or etag.removeprefix(b"W/") in field
+
+
+@pytest.mark.parametrize(
+    ("field", "etag", "expected"),
+    [
+        (b'"a"', b'"a"', True),
+        (b'W/"a"', b'"a"', False),
+        (b'"a"', b'W/"a"', False),
+        (b'W/"a"', b'W/"a"', False),
+        (b'W/"a", "a"', b'"a"', True),
+        (b'"b", "a"', b'"a"', True),
+        (b'"b"', b'"a"', False),
+        (b"*", b'"a"', True),
+        (b'"a", junk', b'"a"', False),
+        (b"a", b"a", False),
+    ],
+)
+def test_if_match_compares_strongly_rfc9110_8_8_3_2(field: bytes, etag: bytes, expected: bool) -> None:
+    assert etag_matches_strongly(field, etag) is expected
+
+
+@given(st.binary(max_size=80), st.binary(max_size=20))
+def test_what_matches_strongly_matches_weakly_rfc9110_8_8_3_2(field: bytes, etag: bytes) -> None:
+    assert etag_matches(field, etag) or not etag_matches_strongly(field, etag)
 
 
 def test_an_etag_is_strong_and_matches_itself() -> None:
@@ -289,12 +384,27 @@ def test_cache_status_members_rfc9211() -> None:
     assert cache_status(hit=True, name="my cache") == b'"my cache"; hit'
 
 
+def test_the_parameters_of_cache_status_keep_one_order_rfc9211_2() -> None:
+    assert (
+        cache_status(detail="d", key="GET /a", collapsed=True, stored=True, ttl=3, fwd_status=304, fwd="stale")
+        == b'asynctag; fwd=stale; fwd-status=304; ttl=3; stored; collapsed; key="GET /a"; detail="d"'
+    )
+
+
+def test_what_means_nothing_without_fwd_is_left_out_rfc9211_2_3() -> None:
+    assert cache_status(hit=True, fwd_status=304, collapsed=True) == b"asynctag; hit"
+
+
+def test_a_key_is_a_structured_string_rfc9211_2_7() -> None:
+    assert cache_status(hit=True, key='a"b\r\né') == b'asynctag; hit; key="a\\"b%0D%0A%C3%A9"'
+
+
 def test_a_response_is_not_both_hit_and_forwarded_rfc9211_2_2() -> None:
     with pytest.raises(ValueError, match="not both"):
         cache_status(hit=True, fwd="miss")
 
 
-def test_detail_is_a_structured_string_rfc8941_3_3_3() -> None:
+def test_detail_is_a_structured_string_rfc9651_3_3_3() -> None:
     assert cache_status(detail='a"b\\c').endswith(rb'detail="a\"b\\c"')
     assert cache_status(detail="a\r\nSet-Cookie: x").endswith(b'"a%0D%0ASet-Cookie: x"')
     assert cache_status(detail="é100%").endswith(b'"%C3%A9100%25"')

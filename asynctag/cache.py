@@ -35,6 +35,10 @@ D = TypeVar("D")
 DAY = 86_400.0
 
 
+#: What is called with the tags that were invalidated.
+Hook = Callable[[tuple[str, ...]], Awaitable[None] | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Hit:
     """What `lookup` found: the value, and the tags that users gave to it and to what it was built from."""
@@ -98,6 +102,7 @@ class Cache:
         self._bound = False
         self._disabled = 0
         self._names: dict[str, Callable[..., Any]] = {}
+        self._hooks: tuple[Hook, ...] = ()
         self._implicit = tuple(dict.fromkeys((namespace_tag(namespace), ROOT)))
         #: The backend's `peek`, or one that finds nothing: looked up by every hit.
         self._peek: Callable[[str], Entry | None] = self._peek_unbound
@@ -410,7 +415,9 @@ class Cache:
         Raises `InvalidationError` where that could not be written.
         """
         filler, name = self._filling(), self._key(key)
-        return await filler.invalidator.delete(name, namespace=self.namespace)
+        was_there = await filler.invalidator.delete(name, namespace=self.namespace)
+        await self._tell([name])
+        return was_there
 
     # --- tags ------------------------------------------------------------------------------------------
 
@@ -440,7 +447,29 @@ class Cache:
 
     async def _invalidate(self, names: list[str], *, soft: bool = False, queue: bool = False) -> bool:
         invalidator = self._filling().invalidator
-        return await invalidator.invalidate(names, soft=soft, queue=queue, namespace=self.namespace)
+        written = await invalidator.invalidate(names, soft=soft, queue=queue, namespace=self.namespace)
+        await self._tell(names)
+        return written
+
+    def after_invalidation(self, hook: Hook) -> Hook:
+        """Call `hook(tags)` after each invalidation by this cache, before the call that has asked for it returns.
+
+        `tags` (a tuple of `str`) are as they were written; keys, functions and namespaces are described, as in
+        `Explanation.invalidated_by`. What the hook raises reaches who has invalidated; the cache itself is done by
+        then. For purging a CDN, say. May be used as a decorator.
+        """
+        if not callable(hook):
+            raise ConfigurationError(f"after_invalidation({hook!r}): give a function of a tuple of tags")
+        self._hooks = (*self._hooks, hook)
+        return hook
+
+    async def _tell(self, names: Iterable[str]) -> None:
+        if self._hooks:
+            tags = tuple(as_written(name, self.namespace) for name in names)
+            for hook in self._hooks:
+                pending = hook(tags)
+                if pending is not None:
+                    await pending
 
     @property
     def queued_invalidations(self) -> tuple[str, ...]:

@@ -67,7 +67,10 @@ class ExpiryOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """The rules by which a function's entries end. All periods in seconds."""
+    """The rules by which a function's entries end. All periods in seconds.
+
+    `kept`: how long past its freshness an entry stays, not to be served, but to be looked at.
+    """
 
     ttl: float
     stale_while_revalidate: float = 0.0
@@ -75,6 +78,7 @@ class Expiry:
     jitter: float = 0.0
     early: float = 0.0
     inherit_ttl: bool = True
+    kept: float = 0.0
 
     def times(
         self, now: float, took: float, fresh_limit: float, limit: float, dice: Callable[[], float] = random.random
@@ -92,7 +96,7 @@ class Expiry:
         if self.inherit_ttl and fresh_limit < fresh:
             fresh = fresh_limit
         stale = fresh + self.stale_while_revalidate if self.stale_while_revalidate else fresh
-        expires = max(stale, fresh + self.stale_if_error) if self.stale_if_error else stale
+        expires = max(stale, fresh + self.stale_if_error, fresh + self.kept)
         if self.inherit_ttl and limit < expires:
             expires = limit
             stale = min(stale, limit)

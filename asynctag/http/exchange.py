@@ -6,7 +6,10 @@ from collections.abc import Collection, Iterable
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from starlette.requests import HTTPConnection
 
 from asynctag.backends.base import Entry, Miss, Reading
 from asynctag.codec import codec_for
@@ -16,12 +19,15 @@ from asynctag.fill import MISSING, Filler, Job, load
 from asynctag.flight import Fate, Flight
 from asynctag.http.asgi import AsgiScope, Message, Receive, Send
 from asynctag.http.guards import effective_route, is_part_of
-from asynctag.http.headers import Forward, parse_age
+from asynctag.http.headers import Forward, cache_status, parse_age
 from asynctag.http.outgoing import Outgoing
-from asynctag.http.rules import Policy, RequestFacts, Storable, may_serve, why_bypass
+from asynctag.http.request import ResponseExplanation
+from asynctag.http.rules import Headers, Policy, RequestFacts, Storable, may_serve, storable, why_bypass
 from asynctag.http.stored import RESPONSES, StoredResponse, field, make_stored
+from asynctag.http.surrogates import parse_groups
+from asynctag.http.validation import conditional, head_matches, updated_by, validators
 from asynctag.http.variants import Dimensions, dimensions, shortened, url_base, url_path, variant_key
-from asynctag.names import KEY
+from asynctag.names import KEY, tag_name
 from asynctag.scope import Scope, current_scope, live_scope
 
 if TYPE_CHECKING:
@@ -38,15 +44,17 @@ current_exchange: ContextVar["Exchange | Literal[False] | None"] = ContextVar("a
 class Address:
     """Where a request goes: what its keys are made of."""
 
-    __slots__ = ("_base", "_query", "headers", "namespace")
+    __slots__ = ("_base", "_query", "headers", "host", "namespace", "own_key")
 
     def __init__(self, asgi: AsgiScope, namespace: str) -> None:
         self.namespace = namespace
         self.headers: list[tuple[bytes, bytes]] = asgi["headers"]
         self._query: bytes = asgi.get("query_string", b"")
         # All that were sent: of several, another server or the application may take another.
-        host = b",".join([value for name, value in self.headers if name == b"host"])
+        self.host = host = b"\n".join([value for name, value in self.headers if name == b"host"])
         path = url_path(asgi.get("raw_path"), asgi["path"], asgi.get("root_path", ""))
+        #: Whose the response is, where a function says it.
+        self.own_key = ""
         self._base = url_base(asgi.get("scheme", "http"), host, path)
 
     def record_key(self) -> str:
@@ -54,7 +62,7 @@ class Address:
         return f"{self.namespace}|{KEY}|http record {shortened(self._base)}"
 
     def response_key(self, dims: Dimensions) -> str:
-        return f"{self.namespace}|{KEY}|http {variant_key(self._base, self._query, self.headers, dims)}"
+        return f"{self.namespace}|{KEY}|http {variant_key(self._base, self._query, self.headers, dims, self.own_key)}"
 
 
 class Stored(NamedTuple):
@@ -63,6 +71,8 @@ class Stored(NamedTuple):
     response: StoredResponse
     entry: Entry
     stale: bool
+    #: It was brought by another request, for which this one waited.
+    collapsed: bool = False
 
 
 #: A look-up stores nothing: what it is asked for with has no expiry of its own.
@@ -110,6 +120,10 @@ class Exchange:
         self.miss: Miss | None = None
         #: Whether a hit is on its way: what the application sends goes out as it is.
         self.replying = False
+        #: What was found and may not be served before the application has said that it still is good.
+        self.stale: StoredResponse | None = None
+        #: What the application was asked about, instead of what the client asked.
+        self.validating: StoredResponse | None = None
         self.scope = Scope(
             f"the response to {facts.method} {asgi['path']}",
             filler.backend if filler is not None else None,
@@ -126,6 +140,7 @@ class Exchange:
         self._by_router = False  # the policy is a router's: it speaks for the endpoint, not for what stands before
         self._over = False
         self._gone = False  # the client went away
+        self._has_body = False  # the client has sent one, said or not: HTTP/2 need not say it
 
     # --- looking up ----------------------------------------------------------------------------------
 
@@ -154,15 +169,16 @@ class Exchange:
             # What is found and not served is no part of the response that takes its place.
             looking = Scope(self.scope.name, self.scope.backend, self.cache.namespace, self.scope.parent)
             looking.renewing = self.scope.renewing
-            # A HEAD brings nothing that could be stored: nobody is to wait for it.
-            search = filler.look if self.facts.method == "HEAD" else filler.find
+            # A HEAD brings nothing that could be stored, nor does a part: nobody is to wait for it.
+            waits = self.facts.method == "GET" and self.facts.range is None
+            search = filler.find if waits else filler.look
             try:
                 found = await search(job, looking)
             except BaseException:  # gave up waiting: what the caller does instead depends on it too
                 looking.hand_up()
                 raise
             if found.value is not MISSING and found.entry is not None:
-                stored = Stored(found.value, found.entry, found.stale)
+                stored = Stored(found.value, found.entry, found.stale, collapsed=found.reading is None)
                 if self._wants(stored):
                     return stored
                 self.forward = "request"
@@ -172,6 +188,9 @@ class Exchange:
                 self.miss = found.reading.miss
                 if found.reading.entry is not None:
                     self.forward = "stale"
+                    self.consider(found.reading.entry)
+                elif self.dims is not None and dims.vary:
+                    self.forward = "vary-miss"
             if found.flight is not None:
                 return None
             known = record_of(await filler.read(self.address.record_key()))
@@ -180,6 +199,14 @@ class Exchange:
             # The response that was waited for turned out to vary by more than was known.
             dims = replace(dims, vary=tuple(sorted({*dims.vary, *known.vary})))
         return None
+
+    def consider(self, entry: Entry) -> None:
+        """Take note of a response that may be asked about (RFC 9111 §4.3)."""
+        if self.facts.method != "GET":
+            return
+        response = load(entry, RESPONSES)
+        if response is not MISSING and validators(response):
+            self.stale = response
 
     def _wants(self, stored: Stored) -> bool:
         """Whether this response is for this request, by its cookies and by what it asks for."""
@@ -190,7 +217,8 @@ class Exchange:
         now, entry = self.filler.backend.clock(), stored.entry
         age = max(0.0, time.time() - stored.response.born)
         lifetime = age + entry.fresh_until - now
-        return may_serve(self.facts, age, lifetime, stale=entry.stale_until - entry.fresh_until)
+        period = entry.stale_until - entry.fresh_until
+        return may_serve(self.facts, age, lifetime, stale=period, must_revalidate=stored.response.must_revalidate)
 
     def lead(self, flight: Flight | None, key: str) -> None:
         """Others wait for this response, as the one under `key`."""
@@ -239,11 +267,37 @@ class Exchange:
         self.check_guards()
         if tags:
             self.tag(tags)
-        self.bypass = why_bypass(self.facts, vary=policy.vary_fields, cookies=policy.cookies) or self._unkeyed(policy)
+        self.bypass = (
+            why_bypass(self.facts, vary=policy.held_fields, cookies=policy.held_cookies)
+            or self._unkeyed(policy)
+            or self._name_owner(policy)
+        )
 
     def tag(self, tags: Iterable[str]) -> None:
         """Tags of the response, as they stand in the backend."""
         self.scope.gather(set(tags), self.scope.backend)
+
+    def group(self, headers: Headers) -> None:
+        """Tag the response with the groups that it says it is in (RFC 9875 §2)."""
+        lines = [value for name, value in headers if name == b"cache-groups"]
+        if lines:
+            self.tag(tag_name(self.cache.namespace, one) for one in parse_groups(lines))
+
+    def _name_owner(self, policy: Policy) -> str | None:
+        """Have the policy's function say whose the response is; why it bypasses the cache where that is not known."""
+        if policy.key is None:
+            return None
+        owner = policy.key(HTTPConnection(self.routed))
+        if owner is None:
+            return "key"
+        if not isinstance(owner, str):
+            raise ConfigurationError(
+                f"the key function {policy.key!r} returned {owner!r}: return a str that no other user has, such as "
+                f"str(user.id), or None to leave the cache alone"
+            )
+        # As a hash: it may be of any length, in any characters, and is nobody else's business in Redis.
+        self.address.own_key = blake2b(owner.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
+        return None
 
     def _unkeyed(self, policy: Policy) -> str | None:
         """What the request carries that the endpoint's arguments are made of, and the key does not hold."""
@@ -252,7 +306,7 @@ class Exchange:
             return "unreadable parameters"
         if (
             self.facts.cookie
-            and b"cookie" not in policy.vary_fields
+            and b"cookie" not in policy.held_fields
             and inputs.cookies.difference(policy.cookies or ())
         ):
             return "cookie"
@@ -309,22 +363,59 @@ class Exchange:
         self.replying = True
         self.land(Fate.CANCELLED)
         self.scope.absorb(stored.entry, self.scope.backend, stale=stored.stale)
-        return self.middleware.answer(stored.response, stored.entry, self.facts, stale=stored.stale)
+        return self.middleware.answer(
+            stored.response, stored.entry, self.facts, stale=stored.stale, collapsed=stored.collapsed
+        )
+
+    @property
+    def may_hit_later(self) -> bool:
+        """Whether the endpoint may still find a stored response, which may not be served before it is reached."""
+        return self.bypass is None and self.dims is not None and not self.dims.public
+
+    async def explain(self) -> ResponseExplanation:
+        """What was decided for this request so far, and what is stored for it."""
+        bypass = "disabled" if self.filler is None else self.bypass
+        dims = self.dims if self.policy is None else _keyed(self.policy, self.dims.vary if self.dims else ())
+        if bypass is not None or dims is None:
+            return ResponseExplanation(self.policy, bypass)
+        entry = await self.cache._explain(self.scope.name, self.address.response_key(dims))
+        return ResponseExplanation(self.policy, None, entry)
+
+    def nothing_cached(self) -> tuple[Message, Message]:
+        """The answer to who wants nothing but what is stored, where nothing is (RFC 9111 §5.2.1.7)."""
+        self.replying = True
+        self.land(Fate.CANCELLED)
+        status = cache_status(detail="only-if-cached", name=self.middleware.name)
+        headers = [(b"content-length", b"0"), (b"cache-control", b"no-store"), (b"cache-status", status)]
+        return (
+            {"type": "http.response.start", "status": 504, "headers": headers},
+            {"type": "http.response.body", "body": b"", "more_body": False},
+        )
 
     # --- running the application -----------------------------------------------------------------------
 
     async def run(self, send: Send) -> None:
         """Run the application within the response's scope, and store what it sends if it may be."""
         outgoing = Outgoing(self, send)
+        asked = self.asgi["headers"]
+        if self.stale is not None:
+            self.validating = self.stale
+            self.asgi["headers"] = conditional(asked, self.stale)
         scope_token = current_scope.set(self.scope)
         exchange_token = current_exchange.set(self)
         try:
             await self.middleware.app(self.asgi, self.receive, outgoing.send)
+            if outgoing.unconfirmed:  # its 304 is of something else: asked once more, without conditions
+                self.validating = None
+                self.asgi["headers"] = asked
+                outgoing = Outgoing(self, send)
+                await self.middleware.app(self.asgi, self.receive, outgoing.send)
         except Exception as error:
             self.land(Fate.UNSHARED)
             if not await outgoing.answer_stale(error):
                 raise
         finally:
+            self.asgi["headers"] = asked
             current_exchange.reset(exchange_token)
             current_scope.reset(scope_token)
         # Where the application accepts a HEAD, those that come next may be answered before routing.
@@ -342,12 +433,17 @@ class Exchange:
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._gone = True
+        elif message.get("body"):
+            self._has_body = True
         return message
 
     # --- storing -----------------------------------------------------------------------------------------
 
-    async def store(self, start: Message, body: bytes, lifetime: Storable) -> bool:
-        """Store a whole response; whether it was. Its tags are those gathered until now."""
+    async def store(self, start: Message, body: bytes, lifetime: Storable, *, validated: bool) -> bool:
+        """Store a whole response; whether it was. Its tags are those gathered until now.
+
+        `validated`: it has a validator of the application's own, which can be asked about it later.
+        """
         assert self.filler is not None
         headers = start.get("headers") or ()
         length = field(headers, b"content-length")
@@ -355,7 +451,7 @@ class Exchange:
         if self._gone:
             self.land(Fate.CANCELLED)
             return False
-        if dims is None or (length is not None and length != b"%d" % len(body)):
+        if dims is None or self._has_body or (length is not None and length != b"%d" % len(body)):
             self.land(Fate.UNSHARED)
             return False
         known = self.dims
@@ -377,6 +473,7 @@ class Exchange:
             stale_while_revalidate=lifetime.stale_while_revalidate,
             stale_if_error=lifetime.stale_if_error,
             jitter=self.policy.jitter if self.policy is not None else 0.0,
+            kept=min(self.middleware.validate_for, self.cache.max_ttl) if validated else 0.0,
         )
         job = self._job(key, expiry)
         self.scope.tags.update(job.tags)
@@ -388,7 +485,9 @@ class Exchange:
             now=time.time(),
             age=age,
             public=lifetime.public,
-            with_cookies=dims.cookies is not None or b"cookie" in dims.vary,
+            with_cookies=dims.cookies is not None or b"cookie" in dims.vary or dims.keyed,
+            stale_if_error=lifetime.stale_if_error,
+            must_revalidate=lifetime.must_revalidate,
         )
         # Dependencies may have read what it was built from before its flight began: who waits gets it only if the
         # store accepts it.
@@ -396,6 +495,47 @@ class Exchange:
             job, response, self._reading, self._flight, self.scope, self._started, unaccepted=Fate.REFUSED
         )
         return written.accepted
+
+    async def compare(self, headers: Headers) -> None:
+        """Hold what is stored against the application's answer to a `HEAD` (RFC 9111 §4.3.5).
+
+        What is of another representation goes; what is the same, and stale, is fresh again.
+        """
+        if self.filler is None or self.dims is None or self.bypass is not None:
+            return
+        key = self._key or self.address.response_key(self.dims)
+        reading = await self.filler.read(key)
+        if reading is None or reading.entry is None:
+            return
+        response = load(reading.entry, RESPONSES)
+        if not isinstance(response, StoredResponse) or response.status != 200:
+            return
+        if not head_matches(response, headers):
+            await self.cache._invalidate([key], queue=True)
+        elif reading.stale:
+            updated = updated_by(response, headers)
+            verdict = self.verdict(200, updated, replace(self.facts, method="GET"))
+            if not isinstance(verdict, str):
+                await self.store({"status": 200, "headers": updated}, response.body, verdict, validated=True)
+
+    def verdict(self, status: int, headers: Headers, facts: RequestFacts | None = None) -> Storable | str:
+        """Whether a response with this start may be stored, or why not."""
+        if self.filler is None:
+            return "disabled"
+        if why := self.bypass or self.unguarded:
+            return why
+        if self._has_body:
+            return "body"
+        middleware = self.middleware
+        return storable(
+            facts or self.facts,
+            status,
+            headers,
+            self.policy,
+            store=middleware.store,
+            targets=middleware.targets,
+            now=time.time(),
+        )
 
     async def _keep_record(self, dims: Dimensions, *, head: bool = False) -> Dimensions | None:
         """Keep what tells the URL's responses apart where any process finds it before routing.
@@ -443,9 +583,12 @@ class Exchange:
         reading = await self.filler.read(self._key)
         if reading is None or reading.entry is None:
             return None
-        response = load(reading.entry, RESPONSES)
+        entry = reading.entry
+        response = load(entry, RESPONSES)
         if response is MISSING or not (response.public or self._entered):
             return None
+        if self.filler.backend.clock() >= max(entry.stale_until, entry.fresh_until + response.stale_if_error):
+            return None  # it is kept to be asked about
         logger.warning("%s failed: serving what was stored before", self.scope.name, exc_info=error)
         self.land(Fate.UNSHARED)
         self.scope.absorb(reading.entry, self.scope.backend, stale=reading.stale)
@@ -454,14 +597,21 @@ class Exchange:
 
 def _keyed(policy: Policy, known: tuple[bytes, ...]) -> Dimensions:
     """The dimensions by which a request is looked up under `policy`, where responses are `known` to vary."""
-    return _looked_up_by(policy.vary_fields, policy.cookies, policy.query, known)
+    return _looked_up_by(
+        policy.vary_fields, policy.cookies, policy.query, policy.ignore_query, policy.key is not None, known
+    )
 
 
 @lru_cache(maxsize=1024)
 def _looked_up_by(
-    vary: tuple[bytes, ...], cookies: tuple[str, ...] | None, query: tuple[str, ...] | None, known: tuple[bytes, ...]
+    vary: tuple[bytes, ...],
+    cookies: tuple[str, ...] | None,
+    query: tuple[str, ...] | None,
+    ignored: tuple[str, ...],
+    keyed: bool,
+    known: tuple[bytes, ...],
 ) -> Dimensions:
-    return _widened(Dimensions(vary, cookies, query), known)
+    return _widened(Dimensions(vary, cookies, query, ignored=ignored, keyed=keyed), known)
 
 
 def _widened(dims: Dimensions, known: tuple[bytes, ...]) -> Dimensions:

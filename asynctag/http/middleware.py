@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import floor
 
 import anyio
@@ -11,18 +11,25 @@ from starlette.requests import HTTPConnection
 from asynctag.backends.base import Entry, Reading
 from asynctag.cache import Cache
 from asynctag.errors import ConfigurationError
+from asynctag.expiry import Seconds, seconds
 from asynctag.fill import MISSING, Filler, load
 from asynctag.flight import Fate, Flight
 from asynctag.http.asgi import AsgiApp, AsgiScope, Fields, Message, Receive, Send
+from asynctag.http.changes import Change, invalidated_here
 from asynctag.http.exchange import DIMENSIONS, Address, Exchange, Stored, current_exchange, record_of
 from asynctag.http.guards import Inputs, inputs_of, why_not_public
 from asynctag.http.headers import cache_status, is_field_name
+from asynctag.http.policies import PathPolicies
+from asynctag.http.ranges import part_of
 from asynctag.http.request import SCOPE_KEY, RequestCache
 from asynctag.http.routes import policy_of, routes_of
 from asynctag.http.rules import DECISIVE, PLAIN_GET, Policy, RequestFacts, Store, read_request, why_bypass
 from asynctag.http.stored import RESPONSES, StoredResponse
+from asynctag.http.surrogates import OVERFLOW, Surrogates, write_groups
+from asynctag.http.unsafe import is_safe
 from asynctag.http.variants import PLAIN, Dimensions, url_base, url_path, variant_key
 from asynctag.names import KEY, user_tags
+from asynctag.pending import as_written
 from asynctag.scope import current_scope
 
 logger = logging.getLogger("asynctag")
@@ -64,10 +71,18 @@ class CacheMiddleware:
 
     `store` says which responses are stored that no route has given a policy: `"declared"`, those
     that say `public` or `s-maxage`; `"rfc9111"`, all that RFC 9111 lets a shared cache store.
-    `policy`, a function of the request (Starlette's `HTTPConnection`), gives one to routes of any
-    framework; its responses are served before routing, so it has to be `public`. Responses above
-    `max_body` bytes are passed on, not stored. `expose_tags` names a header in which the tags of a
-    response go out, for debugging. `name` is what the cache calls itself in `Cache-Status`.
+    `policy`, a function of the request (Starlette's `HTTPConnection`) or a dict from paths (as
+    Starlette writes them) to policies, gives one to routes of any framework; its responses are
+    served before routing, so it has to be `public`. Responses above `max_body` bytes are passed on,
+    not stored. One that has a validator of the application's own is kept for `validate_for` seconds
+    past its freshness: the application is then asked whether it still is good (RFC 9111 §4.3).
+    `target` names a response header that speaks to this cache alone, before `CDN-Cache-Control` and
+    `Cache-Control` (RFC 9213 §2); it does not go out. With `groups`, tags go out as `Cache-Groups`,
+    and those that a request invalidates as `Cache-Group-Invalidation` (RFC 9875). `surrogates`
+    writes them as keys for a CDN in front (`Surrogate-Key` and the like), for the requests of which
+    `surrogates_for`, a function of the request, says that they come from it, by a header that only
+    it can send; for all without one. `expose_tags` names a header in which the tags of a response
+    go out, for debugging. `name` is what the cache calls itself in `Cache-Status`.
 
     Add it first, so that it is innermost: inside authentication, sessions and compression. Around
     the whole application, `CacheMiddleware(app, cache=cache)`, public hits are fastest, and nothing
@@ -79,9 +94,14 @@ class CacheMiddleware:
         app: AsgiApp,
         *,
         cache: Cache,
-        policy: Callable[[HTTPConnection], Policy | None] | None = None,
+        policy: Callable[[HTTPConnection], Policy | None] | Mapping[str, Policy | None] | None = None,
         store: Store = "declared",
         max_body: int = 1024 * 1024,
+        validate_for: Seconds = 3600,
+        target: str | None = None,
+        groups: bool = False,
+        surrogates: Surrogates | None = None,
+        surrogates_for: Callable[[HTTPConnection], bool] | None = None,
         expose_tags: str | None = None,
         name: str = "asynctag",
     ) -> None:
@@ -93,8 +113,12 @@ class CacheMiddleware:
             raise ConfigurationError(f"CacheMiddleware(max_body={max_body!r}): give a number of bytes")
         if expose_tags is not None and not (isinstance(expose_tags, str) and is_field_name(expose_tags.encode())):
             raise ConfigurationError(f"CacheMiddleware(expose_tags={expose_tags!r}): give the name of a header")
-        if policy is not None and not callable(policy):
-            raise ConfigurationError(f"CacheMiddleware(policy={policy!r}): give a function of the request")
+        if isinstance(policy, Mapping):
+            policy = PathPolicies(policy)
+        elif policy is not None and not callable(policy):
+            raise ConfigurationError(
+                f"CacheMiddleware(policy={policy!r}): give a function of the request, or a dict from paths to policies"
+            )
         if not isinstance(name, str) or not name:
             raise ConfigurationError(f"CacheMiddleware(name={name!r}): give what the cache calls itself")
         self.app = app
@@ -102,6 +126,29 @@ class CacheMiddleware:
         self.store: Store = store
         self.max_body = max_body
         self.name = name
+        #: For how long past its freshness a response is kept that the application can be asked about, in seconds.
+        self.validate_for = seconds(validate_for, "validate_for")
+        if target is not None and not (isinstance(target, str) and is_field_name(target.encode())):
+            raise ConfigurationError(f"CacheMiddleware(target={target!r}): give the name of a header")
+        self.own_target = target.lower().encode() if target is not None else None
+        #: The fields that speak to this cache, and not to clients; the first that is there counts (RFC 9213).
+        self.targets = (*((self.own_target,) if self.own_target is not None else ()), b"cdn-cache-control")
+        if not isinstance(groups, bool):
+            raise ConfigurationError(f"CacheMiddleware(groups={groups!r}): give True or False")
+        if surrogates is not None and not isinstance(surrogates, Surrogates):
+            raise ConfigurationError(
+                f"CacheMiddleware(surrogates={surrogates!r}): give Surrogates, as Surrogates.fastly()"
+            )
+        if surrogates_for is not None and (surrogates is None or not callable(surrogates_for)):
+            raise ConfigurationError(
+                f"CacheMiddleware(surrogates_for={surrogates_for!r}): give a function of the request, with surrogates="
+            )
+        self.groups = groups
+        self._surrogates = surrogates
+        self._surrogates_for = surrogates_for
+        self._shows_tags = expose_tags is not None or groups or surrogates is not None
+        if groups:
+            cache.after_invalidation(_note_invalidated)
         self._token = cache_status(name=name)
         self._known: dict[tuple[str, bytes, bytes | None, str, str, bytes], _Known] = {}
         self._policy = policy
@@ -112,6 +159,8 @@ class CacheMiddleware:
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
+        if self._surrogates_for is not None and kind == "http" and not self._surrogates_for(HTTPConnection(scope)):
+            send = self._without_surrogates(send)
         around = scope.get(SCOPE_KEY)
         if around is not None and around.cache is self.cache:
             await self.app(scope, receive, send)  # within an application that has this middleware already
@@ -133,23 +182,37 @@ class CacheMiddleware:
         elif kind == "lifespan":
             await self._lifespan(scope, receive, send)
         else:
-            scope[SCOPE_KEY] = RequestCache(self.cache, None)
-            token = current_exchange.set(False)
-            try:
+            await self._pass(scope, receive, send)
+
+    async def _pass(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
+        """Run the application for a request that no response is stored for: an unsafe one, a websocket."""
+        scope[SCOPE_KEY] = RequestCache(self.cache, None)
+        token = current_exchange.set(False)
+        try:
+            if scope["type"] != "http" or is_safe(scope["method"]) or self.cache._disabled:
                 await self.app(scope, receive, send)
+                return
+            change = Change(self, scope, send)
+            noting = invalidated_here.set(change.invalidated)
+            try:
+                await self.app(scope, receive, change.send)
             finally:
-                current_exchange.reset(token)
+                invalidated_here.reset(noting)
+        finally:
+            current_exchange.reset(token)
 
     def _plain_url(self, asgi: AsgiScope) -> _Known | None:
         """The URL of a request that says nothing for a cache to decide by, as most do; None for others."""
-        host = b""
+        host: bytes | None = None
         for name, value in asgi["headers"]:
             if name == b"host":
-                if host:
+                if host is not None:
                     return None
                 host = value
             elif name in DECISIVE:
                 return None
+        if host is None:
+            host = b""
         try:
             scheme, raw, path = asgi["scheme"], asgi["raw_path"], asgi["path"]
             url = (scheme, host, raw, path, asgi["root_path"], asgi["query_string"])
@@ -244,6 +307,8 @@ class CacheMiddleware:
             if record is None or record.codec is not DIMENSIONS:
                 return None
             dims = record.load()
+            if dims.keyed:
+                return None
             if facts.method == "HEAD" and not dims.head:
                 return None
             entry = peek(address.response_key(dims))
@@ -270,7 +335,10 @@ class CacheMiddleware:
         exchange = await self._exchange(scope, receive, facts, address)
         try:
             stored = await self._before_routing(exchange)
-            if stored is None:
+            if stored is None and facts.only_if_cached and not exchange.may_hit_later:
+                for message in exchange.nothing_cached():
+                    await send(message)
+            elif stored is None:
                 await exchange.run(send)
             else:
                 if known is not None and exchange.dims is not None and not self.cache._filling().backend.in_process:
@@ -309,28 +377,65 @@ class CacheMiddleware:
         filler = self.cache._filling() if not self.cache._disabled else None
         reading = await filler.read(address.record_key()) if filler is not None else None
         exchange = Exchange(self, filler, scope, receive, facts, address, reading, renewing=renewing)
-        scope[SCOPE_KEY] = RequestCache(self.cache, exchange.scope)
+        scope[SCOPE_KEY] = RequestCache(self.cache, exchange)
         return exchange
 
     def answer(
-        self, response: StoredResponse, entry: Entry, facts: RequestFacts, *, stale: bool
+        self, response: StoredResponse, entry: Entry, facts: RequestFacts, *, stale: bool, collapsed: bool = False
     ) -> tuple[Message, Message]:
         """The messages with which a stored response answers a request."""
         ttl = int(entry.fresh_until - self.cache._filling().backend.clock())
-        status = (b"cache-status", b"%s; hit; ttl=%d" % (self._token, min(ttl, -1) if stale else ttl))
-        extra = [status, *self.exposed(entry.tags)] if self._exposed_as is not None else (status,)
-        return response.answer(facts, time.time(), extra)
+        ttl = min(ttl, -1) if stale else ttl
+        if facts.range is not None and facts.method == "GET":
+            response = part_of(response, facts)
+        # One that waited for another's response was sent on with it (RFC 9211 §2.6).
+        how = b"fwd=uri-miss; collapsed" if collapsed else b"hit"
+        status = (b"cache-status", b"%s; %s; ttl=%d" % (self._token, how, ttl))
+        extra = [status, *self.exposed(entry.tags)] if self._shows_tags else (status,)
+        start, body = response.answer(facts, time.time(), extra)
+        if self.own_target is not None:
+            start["headers"] = [pair for pair in start["headers"] if pair[0] != self.own_target]
+        return start, body
 
     def exposed(self, names: Iterable[str]) -> list[tuple[bytes, bytes]]:
-        """The tags of a response as a header, where that was asked for."""
-        if self._exposed_as is None:
+        """The tags of a response as headers, as far as that was asked for."""
+        if not self._shows_tags:
             return []
-        tags = sorted(user_tags(tuple(names), self.cache.namespace))
+        names = tuple(names)
+        tags = user_tags(names, self.cache.namespace)
+        headers = []
+        if self._exposed_as is not None:
+            headers.append((self._exposed_as, self._for_debugging(sorted(tags))))
+        if self.groups and (named := write_groups(tags)) is not None and named is not OVERFLOW:
+            headers.append((b"cache-groups", named))
+        if self._surrogates is not None:
+            # Whatever can be invalidated, keys and functions too.
+            field = self._surrogates.header(as_written(name, self.cache.namespace) for name in names)
+            if field is OVERFLOW:  # a CDN that knew only some of the keys would miss purges
+                headers += [(b"surrogate-control", b"no-store"), (b"cdn-cache-control", b"no-store")]
+            elif field is not None:
+                headers.append(field)
+        return headers
+
+    def _for_debugging(self, tags: list[str]) -> bytes:
         text = ", ".join(tags).encode("ascii", "backslashreplace")
         if len(text) > MAX_EXPOSED:
             whole = text[: text.rindex(b",", 0, MAX_EXPOSED)] if b"," in text[:MAX_EXPOSED] else b""
             text = b"%s ... (%d tags)" % (whole, len(tags))
-        return [(self._exposed_as, bytes(byte if 0x20 <= byte < 0x7F else 0x3F for byte in text))]
+        return bytes(byte if 0x20 <= byte < 0x7F else 0x3F for byte in text)
+
+    def _without_surrogates(self, send: Send) -> Send:
+        """`send`, without what is meant for the CDN."""
+        assert self._surrogates is not None
+        name = self._surrogates.name.lower().encode()
+
+        async def send_without(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [pair for pair in message.get("headers") or () if pair[0].lower() != name]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return send_without
 
     def warn_of_no_ttl(self, what: str) -> None:
         """Say that a response which is to be cached never is."""
@@ -359,11 +464,15 @@ class CacheMiddleware:
         scope = {**asgi, "headers": headers, "method": "GET"}
         facts, address = read_request(scope["method"], scope["headers"]), Address(scope, self.cache.namespace)
         try:
-            exchange = await self._exchange(scope, _silent_client(), facts, address, renewing=True)
+            client = _SilentClient()
+            exchange = await self._exchange(scope, client.receive, facts, address, renewing=True)
             exchange.lead(flight, key)
+            reading = await exchange.filler.read(key) if exchange.filler is not None else None
+            if reading is not None and reading.entry is not None:
+                exchange.consider(reading.entry)
             if self._policy is not None and (policy := self._policy(HTTPConnection(scope))) is not None:
                 exchange.declare(policy)
-            await exchange.run(_discard)
+            await exchange.run(client.send)
             exchange.end()
         except Exception:
             logger.warning("the renewal of %s failed", asgi["path"], exc_info=True)
@@ -432,9 +541,15 @@ class CacheMiddleware:
                 self.check_public(route, policy)
 
 
+def _note_invalidated(tags: tuple[str, ...]) -> None:
+    noted = invalidated_here.get()
+    if noted is not None:
+        noted.update(tags)
+
+
 def _answers(dims: Dimensions, facts: RequestFacts) -> bool:
     """Whether requests for this URL may be answered before routing, and this one is such."""
-    if not dims.public or (facts.method == "HEAD" and not dims.head):
+    if not dims.public or dims.keyed or (facts.method == "HEAD" and not dims.head):
         return False
     return why_bypass(facts, vary=dims.vary, cookies=dims.cookies) is None
 
@@ -446,19 +561,20 @@ def _not_public(policy: Policy) -> Policy:
     )
 
 
-def _silent_client() -> Receive:
-    """A client that has sent its request and waits, for ever."""
-    sent = False
+class _SilentClient:
+    """A client that has sent its request, and goes away once it has the whole response."""
 
-    async def receive() -> Message:
-        nonlocal sent
-        if sent:
-            await anyio.sleep_forever()
-        sent = True
-        return {"type": "http.request", "body": b"", "more_body": False}
+    def __init__(self) -> None:
+        self._sent = False
+        self._answered = anyio.Event()
 
-    return receive
+    async def receive(self) -> Message:
+        if not self._sent:
+            self._sent = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self._answered.wait()
+        return {"type": "http.disconnect"}
 
-
-async def _discard(message: Message) -> None:
-    return None
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self._answered.set()

@@ -1,14 +1,14 @@
 """The response of an application on its way out: recorded as it goes by, stored before its last byte."""
 
-import time
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from asynctag.backends.base import Cause
 from asynctag.http.asgi import Message, Send
 from asynctag.http.headers import Forward, cache_status, make_etag
-from asynctag.http.rules import Storable, not_modified, not_modified_headers, storable
-from asynctag.http.stored import field
+from asynctag.http.rules import Storable, not_modified, not_modified_headers
+from asynctag.http.stored import StoredResponse, field
+from asynctag.http.validation import FOR_CLIENTS, FOR_ITS_OWNER, VALIDATORS, confirms, updated_by
 from asynctag.http.variants import varied
 from asynctag.names import describe
 
@@ -31,6 +31,7 @@ class Phase(Enum):
     SENT = "its start is out"
     DONE = "all of it is out"
     REPLACED = "another answer took its place"
+    UNCONFIRMED = "it says not modified, of something that is not stored"
 
 
 class Outgoing:
@@ -41,13 +42,22 @@ class Outgoing:
         self._send = send
         self._phase = Phase.EXPECTED
         self._start: Message = {}
+        self._length: int | None = None  # of the body, where the application has said it
         self._recording: _Recording | None = None
         self._not_stored: str | None = None
+        self._confirmed: StoredResponse | None = None
+        self._validated = False  # the application has sent a validator of its own
+        self._last = b""  # the chunk that makes the body whole, held until the application says that it has ended
         self.succeeded = False
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Whether the application has to be asked again, without conditions."""
+        return self._phase is Phase.UNCONFIRMED
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
-        if self._phase is Phase.REPLACED:
+        if self._phase is Phase.REPLACED or self._phase is Phase.UNCONFIRMED:
             return
         begins = kind == "http.response.start" and self._phase is Phase.EXPECTED
         if self._exchange.replying or self._phase is Phase.DONE or (self._phase is Phase.EXPECTED and not begins):
@@ -80,36 +90,57 @@ class Outgoing:
         exchange.check_guards()
         self.succeeded = 200 <= status < 300
         headers = [(name.lower(), value) for name, value in start.get("headers") or ()]
-        self._start, self._phase = {**start, "headers": headers}, Phase.HELD
+        asked_about = exchange.validating
+        if status == 304 and asked_about is not None:
+            if not confirms(asked_about, headers):
+                self._phase = Phase.UNCONFIRMED
+                return
+            self._confirmed, status = asked_about, asked_about.status
+            # A cookie that comes with it is for this client alone: with one, it is not stored.
+            cookies = [pair for pair in headers if pair[0] == b"set-cookie"]
+            headers = updated_by(asked_about, headers) + cookies
+        elif status == 200 and exchange.facts.method == "HEAD":
+            await exchange.compare(headers)
+        self._start, self._phase = {**start, "status": status, "headers": headers}, Phase.HELD
         verdict = self._verdict(status, headers)
         if isinstance(verdict, str):
             self._stop_recording(verdict)
             await self._send_start(stored=False)
             return
+        length = field(headers, b"content-length") or b""
+        self._length = int(length) if length.isdigit() and len(length) < 20 else None
+        exchange.group(headers)
+        if exchange.middleware.groups:  # they go out among the tags
+            headers = [pair for pair in headers if pair[0] != b"cache-groups"]
         self._recording = _Recording(verdict, exchange.middleware.max_body)
+        self._validated = self._confirmed is not None or any(name in VALIDATORS for name, _ in headers)
         if field(headers, b"cache-control") is None and field(headers, b"expires") is None:
             # No invalidation reaches the caches of clients. They are to ask, and get a 304.
-            headers.append((b"cache-control", b"no-cache"))
-        self._start = {**start, "headers": varied(headers, exchange.policy)}
+            keyed = exchange.policy is not None and exchange.policy.key is not None
+            headers.append(FOR_ITS_OWNER if keyed else FOR_CLIENTS)
+        self._start = {**self._start, "headers": varied(headers, exchange.policy)}
 
     def _verdict(self, status: int, headers: list[tuple[bytes, bytes]]) -> Storable | str:
         exchange = self._exchange
-        if exchange.filler is None:
-            return "disabled"
-        if why := exchange.bypass or exchange.unguarded:
-            return why
-        verdict = storable(
-            exchange.facts, status, headers, exchange.policy, store=exchange.middleware.store, now=time.time()
-        )
+        verdict = exchange.verdict(status, headers)
         if verdict == "no-freshness" and exchange.policy is not None:
             exchange.middleware.warn_of_no_ttl(exchange.scope.name)
         return verdict
 
     async def _continue(self, chunk: bytes, more: bool) -> None:
+        if self._confirmed is not None:
+            if more:
+                return
+            chunk = self._confirmed.body
         recording = self._recording
         if recording is not None and not recording.add(bytes(chunk)):
             self._stop_recording("size")
             recording = None
+        if recording is not None and more and recording.size == self._length:
+            self._last += chunk  # a client that knows the length would have all of it before it is stored
+            return
+        chunk = self._last + chunk
+        self._last = b""
         if not more:
             self._exchange.scope.closed = True  # what is cached or tagged from here on is not part of the response
         if more or recording is None:
@@ -133,7 +164,7 @@ class Outgoing:
         if status == 200 and field(headers, b"etag") is None:
             headers.append((b"etag", make_etag(body)))
         whole = {**start, "headers": headers}
-        stored = await self._exchange.store(whole, body, recording.lifetime)
+        stored = await self._exchange.store(whole, body, recording.lifetime, validated=self._validated)
         if self._phase is Phase.SENT:
             return chunk
         self._start = whole
@@ -149,10 +180,12 @@ class Outgoing:
         if self._phase is not Phase.HELD:
             return
         self._phase = Phase.SENT
-        extra = self._exchange.middleware.exposed(self._exchange.scope.tags)
+        middleware = self._exchange.middleware
+        extra = middleware.exposed(self._exchange.scope.tags)
         if (status := self._cache_status(stored)) is not None:
             extra.append((b"cache-status", status))
-        await self._send({**self._start, "headers": [*(self._start.get("headers") or ()), *extra]})
+        headers = [pair for pair in self._start.get("headers") or () if pair[0] != middleware.own_target]
+        await self._send({**self._start, "headers": [*headers, *extra]})
 
     def _cache_status(self, stored: bool) -> bytes | None:
         exchange = self._exchange
@@ -162,12 +195,17 @@ class Outgoing:
                 return None  # nobody ever wanted responses of this URL cached
             bypass = exchange.bypass
             forward: Forward = exchange.forward if bypass is None else "bypass"
-            return cache_status(fwd=forward, detail=bypass or self._not_stored, name=name)
+            return cache_status(fwd=forward, fwd_status=self._fwd_status, detail=bypass or self._not_stored, name=name)
         forward, detail = exchange.forward, None
         if forward == "uri-miss" and miss is not None and miss.cause is not Cause.ABSENT:
             forward = "stale"
             detail = miss.cause.value if miss.tag is None else describe(miss.tag, exchange.cache.namespace)
-        return cache_status(fwd=forward, stored=stored, detail=detail, name=name)
+        return cache_status(fwd=forward, fwd_status=self._fwd_status, stored=stored, detail=detail, name=name)
+
+    @property
+    def _fwd_status(self) -> int | None:
+        """The status that the application has answered with, where the client gets another (RFC 9211 §2.3)."""
+        return 304 if self._confirmed is not None else None
 
     def _stop_recording(self, why: str) -> None:
         self._recording = None
@@ -178,18 +216,18 @@ class Outgoing:
 class _Recording:
     """The body of a response that may be stored, as it goes by."""
 
-    __slots__ = ("_chunks", "_limit", "_size", "lifetime")
+    __slots__ = ("_chunks", "_limit", "lifetime", "size")
 
     def __init__(self, lifetime: Storable, limit: int) -> None:
         self.lifetime = lifetime
         self._limit = limit
-        self._size = 0
+        self.size = 0
         self._chunks: list[bytes] = []
 
     def add(self, chunk: bytes) -> bool:
         """Whether the body is still within the limit."""
-        self._size += len(chunk)
-        if self._size > self._limit:
+        self.size += len(chunk)
+        if self.size > self._limit:
             return False
         self._chunks.append(chunk)
         return True
@@ -197,7 +235,7 @@ class _Recording:
     @property
     def is_long(self) -> bool:
         """Whether sending it may have to wait for the client."""
-        return self._size > SOCKET_TAKES
+        return self.size > SOCKET_TAKES
 
     @property
     def body(self) -> bytes:

@@ -1,7 +1,8 @@
 """The cache as one request sees it."""
 
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.requests import HTTPConnection
 
@@ -9,9 +10,14 @@ from asynctag.cache import Cache, Hit, Miss
 from asynctag.codec import NOT_GIVEN
 from asynctag.errors import ConfigurationError
 from asynctag.expiry import Seconds
+from asynctag.explain import Explanation
+from asynctag.http.rules import Policy
 from asynctag.names import tag_name
 from asynctag.scope import Scope, live_scope
 from asynctag.tags import check_tag
+
+if TYPE_CHECKING:
+    from asynctag.http.exchange import Exchange
 
 T = TypeVar("T")
 
@@ -19,14 +25,36 @@ T = TypeVar("T")
 SCOPE_KEY = "asynctag"
 
 
+@dataclass(frozen=True, slots=True)
+class ResponseExplanation:
+    """What the response cache has decided for a request. Printed, it is a sentence.
+
+    `policy`: that of its route, router or path, the last that was declared. `bypass`: why the request is none of the
+    cache's business, in the word that `Cache-Status` has for it. `entry`: what is stored for it.
+    """
+
+    policy: Policy | None
+    bypass: str | None = None
+    entry: Explanation | None = None
+
+    def __str__(self) -> str:
+        if self.bypass == "method":
+            return "a response to this method is never cached"
+        if self.bypass is not None:
+            return f"the request bypasses the cache: {self.bypass}"
+        by = f"by {self.policy}" if self.policy is not None else "by what the response says, under no policy"
+        return f"{self.entry if self.entry is not None else 'nothing is stored for this URL'} Cached {by}"
+
+
 class RequestCache:
     """Tagged access to the cache, bound to a request: what is used and tagged counts for its response."""
 
-    __slots__ = ("_scope", "cache")
+    __slots__ = ("_exchange", "_scope", "cache")
 
-    def __init__(self, cache: Cache, scope: Scope | None) -> None:
+    def __init__(self, cache: Cache, exchange: "Exchange | None") -> None:
         self.cache = cache
-        self._scope = scope
+        self._exchange = exchange
+        self._scope = exchange.scope if exchange is not None else None
 
     def _gathering(self) -> Scope | None:
         return live_scope() or self._scope
@@ -47,6 +75,12 @@ class RequestCache:
     async def invalidate(self, *tags: str, soft: bool = False, queue: bool = False) -> bool:
         """As `Cache.invalidate`."""
         return await self.cache.invalidate(*tags, soft=soft, queue=queue)
+
+    async def explain_response(self) -> ResponseExplanation:
+        """What is decided for the response to this request so far: by which policy, and why it is not cached."""
+        if self._exchange is None:
+            return ResponseExplanation(None, "method")
+        return await self._exchange.explain()
 
     async def lookup(self, key: str, *, returns: Any = NOT_GIVEN) -> Hit | Miss:
         """As `Cache.lookup`."""

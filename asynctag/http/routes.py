@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 
 import anyio.to_thread
 from starlette.background import BackgroundTask
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
 from asynctag.cached import resolve_annotations
@@ -32,7 +33,10 @@ def cache_response(
     vary: Collection[str] = (),
     cookies: Collection[str] | None = None,
     query: Collection[str] | None = None,
+    ignore_query: Collection[str] = (),
+    key: Callable[[HTTPConnection], str | None] | None = None,
     statuses: Collection[int] = (200,),
+    heuristic: float = 0.0,
     stale_while_revalidate: Seconds | None = None,
     stale_if_error: Seconds | None = None,
     jitter: float = 0.0,
@@ -50,7 +54,11 @@ def cache_response(
     request headers, cookies and query parameters that tell responses apart; by default no header,
     every query parameter, and a request with `Authorization` or any cookie bypasses the cache
     (`cookies=()` says that none matters), as does one with a header that FastAPI makes an argument
-    of. What is named goes out in `Vary`. `statuses`: what may be stored.
+    of. What is named goes out in `Vary`. `ignore_query`: query parameters that tell nothing apart,
+    whole or by their beginning (`"utm_*"`). `key`: a function of the request that says whose the
+    response is, such as `lambda request: str(request.state.user.id)`, asked at the endpoint; then it
+    is served to nobody else, whatever cookies or `Authorization` the request has. `statuses`: what
+    may be stored. `heuristic`: see `Policy`.
 
     Raises `ConfigurationError` for values that cannot be meant, at decoration, and where the route
     is called without the middleware.
@@ -61,11 +69,19 @@ def cache_response(
         vary=vary,
         cookies=cookies,
         query=query,
+        ignore_query=ignore_query,
+        key=key,
         statuses=statuses,
+        heuristic=heuristic,
         stale_while_revalidate=stale_while_revalidate,
         stale_if_error=stale_if_error,
         jitter=jitter,
     )
+    if public and key is not None:
+        raise ConfigurationError(
+            f"public=True and key={key!r}: what is one user's is served at the endpoint, after the route's "
+            f"dependencies have found out who asks. Leave public=True out"
+        )
 
     def decorate(endpoint: F) -> F:
         _check_endpoint(endpoint)
@@ -89,7 +105,10 @@ def make_policy(
     vary: Collection[str],
     cookies: Collection[str] | None,
     query: Collection[str] | None,
+    ignore_query: Collection[str] = (),
+    key: Callable[[HTTPConnection], str | None] | None = None,
     statuses: Collection[int],
+    heuristic: float = 0.0,
     stale_while_revalidate: Seconds | None,
     stale_if_error: Seconds | None,
     jitter: float,
@@ -112,7 +131,10 @@ def make_policy(
         vary=names(vary, "vary"),
         cookies=None if cookies is None else names(cookies, "cookies"),
         query=None if query is None else names(query, "query"),
+        ignore_query=names(ignore_query, "ignore_query"),
+        key=key,
         statuses=frozenset(statuses),
+        heuristic=heuristic,
         stale_while_revalidate=optional(stale_while_revalidate, "stale_while_revalidate"),
         stale_if_error=optional(stale_if_error, "stale_if_error"),
         jitter=fraction(jitter, "jitter"),
@@ -162,6 +184,8 @@ async def reply_from(
 async def stored_reply(exchange: Exchange) -> "StoredReply | None":
     """The hit by the policy that is declared already, where there is one."""
     stored = await exchange.enter()
+    if stored is None and exchange.facts.only_if_cached:
+        return StoredReply(exchange.nothing_cached())
     return None if stored is None else StoredReply(exchange.hit(stored))
 
 

@@ -3,10 +3,10 @@
 Ages, lifetimes and times are seconds. A rule that refuses says why, in a word that fits `Cache-Status`.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 from asynctag.errors import ConfigurationError
 from asynctag.http.headers import (
@@ -16,6 +16,7 @@ from asynctag.http.headers import (
     is_field_name,
     parse_age,
     parse_cache_control,
+    parse_targeted,
     parse_vary,
 )
 
@@ -35,7 +36,8 @@ class RequestFacts:
     method: str
     authorization: bool = False
     cookie: bool = False
-    range: bool = False
+    range: bytes | None = None
+    if_range: bytes | None = None
     if_none_match: bytes | None = None
     if_modified_since: bytes | None = None
     cache_control: CacheControl | None = None
@@ -60,6 +62,7 @@ DECISIVE = frozenset(
         b"if-match",
         b"if-modified-since",
         b"if-none-match",
+        b"if-range",
         b"if-unmodified-since",
         b"pragma",
         b"range",
@@ -91,7 +94,8 @@ def read_request(method: str, headers: Headers) -> RequestFacts:
         method,
         b"authorization" in found,
         b"cookie" in found,
-        b"range" in found,
+        found.get(b"range"),
+        found.get(b"if-range"),
         found.get(b"if-none-match"),
         found.get(b"if-modified-since"),
         _request_directives(found),
@@ -121,8 +125,6 @@ def why_bypass(request: RequestFacts, *, vary: Collection[bytes], cookies: Colle
         return "authorization"
     if request.cookie and cookies is None and b"cookie" not in vary:
         return "cookie"
-    if request.range:
-        return "range"
     if request.cache_control is not None and request.cache_control.no_store:
         return "no-store"
     if request.body:
@@ -183,8 +185,12 @@ def not_modified(request: RequestFacts, etag: bytes | None, last_modified: bytes
 class Policy:
     """What a route says of its responses, as far as HTTP is concerned. Checked when it is made.
 
-    `ttl=None` leaves the lifetime to the response. `cookies` and `query` name what the key holds: `None` is every
-    query parameter, and no cookie at all, so that a request with cookies bypasses the cache.
+    `ttl=None` leaves the lifetime to the response; where that says none either, `heuristic` is the share of the time
+    since its `Last-Modified` for which it counts as fresh (RFC 9111 §4.2.2 speaks of 0.1), a day at most. `cookies`
+    and `query` name what the key holds: `None` is every query parameter, and no cookie at all, so that a request with
+    cookies bypasses the cache. `ignore_query` names query parameters that do not count, whole or by their beginning
+    (`"utm_*"`). `key`, a function of the request (Starlette's `HTTPConnection`), says whose the response is: it is then
+    for nobody else, and neither `Authorization` nor cookies bypass the cache. `None` from it does.
     """
 
     ttl: float | None = None
@@ -192,7 +198,10 @@ class Policy:
     vary: tuple[str, ...] = ()
     cookies: tuple[str, ...] | None = None
     query: tuple[str, ...] | None = None
+    ignore_query: tuple[str, ...] = ()
+    key: Callable[[Any], str | None] | None = None
     statuses: frozenset[int] = frozenset({200})
+    heuristic: float = 0.0
     stale_while_revalidate: float | None = None
     stale_if_error: float | None = None
     jitter: float = 0.0
@@ -207,6 +216,8 @@ class Policy:
                 raise ConfigurationError(f"{name}={seconds!r}: give a finite number of seconds, or None")
         if not _is_number(self.jitter) or not 0 <= self.jitter < 1:
             raise ConfigurationError(f"jitter={self.jitter!r}: give a fraction of the ttl, from 0 to below 1")
+        if not _is_number(self.heuristic) or not 0 <= self.heuristic < 1:
+            raise ConfigurationError(f"heuristic={self.heuristic!r}: give a fraction from 0 to below 1, such as 0.1")
         vary = _names("vary", self.vary)
         for name in vary:
             if name == "*" or not _is_token(name):
@@ -216,6 +227,15 @@ class Policy:
             if not _is_token(name):
                 raise ConfigurationError(f"cookies={name!r}: not the name of a cookie")
         query = None if self.query is None else _names("query", self.query)
+        ignored = _names("ignore_query", self.ignore_query)
+        for name in ignored:
+            if name == "*" or "*" in name[:-1]:
+                raise ConfigurationError(
+                    f"ignore_query={name!r}: name a parameter, or its beginning and one *, as in 'utm_*'. To ignore "
+                    f"all of them, give query=()"
+                )
+        if self.key is not None and not callable(self.key):
+            raise ConfigurationError(f"key={self.key!r}: give a function of the request that returns a str, or None")
         for status in self.statuses:
             if type(status) is bool or not 200 <= status <= 599 or status in (206, 304):
                 raise ConfigurationError(
@@ -228,7 +248,18 @@ class Policy:
         object.__setattr__(self, "vary_fields", tuple(name.encode() for name in lowered))
         object.__setattr__(self, "cookies", cookies)
         object.__setattr__(self, "query", query)
+        object.__setattr__(self, "ignore_query", ignored)
         object.__setattr__(self, "statuses", frozenset(self.statuses))
+
+    @property
+    def held_fields(self) -> tuple[bytes, ...]:
+        """The request headers that need not bypass the cache: the key tells their responses apart."""
+        return (*self.vary_fields, b"authorization", b"cookie") if self.key is not None else self.vary_fields
+
+    @property
+    def held_cookies(self) -> tuple[str, ...] | None:
+        """The cookies of which that is so; `None` where nothing was said of cookies."""
+        return () if self.key is not None and self.cookies is None else self.cookies
 
 
 def _is_number(value: object) -> bool:
@@ -253,12 +284,16 @@ def _names(option: str, names: object) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Storable:
-    """A response that may be stored, and for how long. `public` says that its hits may be served before routing."""
+    """A response that may be stored, and for how long. `public` says that its hits may be served before routing.
+
+    With `must_revalidate` no request gets it past its lifetime.
+    """
 
     lifetime: float
     stale_while_revalidate: float = 0.0
     stale_if_error: float = 0.0
     public: bool = False
+    must_revalidate: bool = False
 
 
 def storable(
@@ -268,28 +303,44 @@ def storable(
     policy: Policy | None,
     *,
     store: Store = "declared",
+    targets: Sequence[bytes] = (),
     now: float,
 ) -> Storable | str:
-    """Whether the response may be stored (RFC 9111 §3), or why not."""
+    """Whether the response may be stored (RFC 9111 §3), or why not.
+
+    `targets` are the names of fields that speak to this cache, the first that is there and can be read in place of
+    `Cache-Control` and `Expires` (RFC 9213 §2.2).
+    """
+    headers = list(headers)
     fields = _fields(headers)
-    directives = parse_cache_control(fields.get(b"cache-control", ()))
-    held = () if policy is None else policy.vary_fields
-    cookies = None if policy is None else policy.cookies
+    directives, targeted = _directives(fields, targets)
+    held = () if policy is None else policy.held_fields
+    cookies = None if policy is None else policy.held_cookies
     if request.method != "GET":
         return "method"
-    reason = _why_request_is_private(request, directives, held, cookies) or _why_not_whole(status, fields, policy)
+    if request.range is not None:  # whatever it is, it is not sure to be the whole
+        return "range"
+    if any(not is_field_name(name) or not _NO_LINE_ENDS.isdisjoint(value) for name, value in headers):
+        return "malformed"  # servers refuse to send it, and would refuse every hit
+    reason = _why_request_is_private(request, directives, held, cookies) or _why_not_whole(
+        status, fields, directives, _statuses(policy, store)
+    )
     if reason is None:
         reason = _why_response_is_private(fields, directives, held, cookies)
     if reason is not None:
         return reason
 
-    own = freshness(directives, fields, now)
+    own = freshness(directives, {} if targeted else fields, now)
+    # What is said to shared caches alone is said of this one. A browser's max-age is not.
+    declared = directives.public or directives.s_maxage is not None or (targeted and own is not None)
     if policy is None:
         if own is None:
             return "no-freshness"
-        if store == "declared" and not directives.public and directives.s_maxage is None:
+        if store == "declared" and not declared:
             return "undeclared"
     lifetime = own if policy is None or policy.ttl is None else policy.ttl
+    if lifetime is None and policy is not None and policy.heuristic:
+        lifetime = heuristic_freshness(fields, policy.heuristic, now)
     if lifetime is None:
         return "no-freshness"
     if directives.s_maxage is not None:
@@ -303,10 +354,29 @@ def storable(
         stale_while_revalidate=while_revalidate,
         stale_if_error=if_error,
         public=(policy is not None and policy.public)
-        or directives.public
-        or directives.s_maxage is not None
+        or declared
         or (store == "rfc9111" and own is not None and own > 0),
+        must_revalidate=_must_revalidate(directives),
     )
+
+
+_ONLY_200 = frozenset({200})
+
+#: What would end a field, and begin another (RFC 9110 §5.5).
+_NO_LINE_ENDS = frozenset(b"\r\n\0")
+
+
+def _directives(fields: Mapping[bytes, list[bytes]], targets: Sequence[bytes]) -> tuple[CacheControl, bool]:
+    """What is said of caching, and whether it is said to this cache alone (RFC 9213 §2.2)."""
+    for target in targets:
+        said = parse_targeted(fields.get(target, ()))
+        if said is not None:
+            return said, True
+    return parse_cache_control(fields.get(b"cache-control", ())), False
+
+
+#: Statuses whose responses mean to a cache what they mean to everybody (RFC 9111 §3, RFC 9110 §15).
+UNDERSTOOD = frozenset({200, 203, 204, 300, 301, 302, 303, 307, 308, 404, 405, 410, 414, 451, 501})
 
 
 def _why_request_is_private(
@@ -322,8 +392,21 @@ def _why_request_is_private(
     return reason
 
 
-def _why_not_whole(status: int, fields: Mapping[bytes, list[bytes]], policy: Policy | None) -> str | None:
-    if status not in (policy.statuses if policy is not None else (200,)):
+def _statuses(policy: Policy | None, store: Store) -> frozenset[int]:
+    """The statuses that are stored. An application that says `public` of every answer seldom means its errors, which a
+    client can bring about by what no key holds."""
+    if policy is not None:
+        return policy.statuses
+    return UNDERSTOOD if store == "rfc9111" else _ONLY_200
+
+
+def _why_not_whole(
+    status: int, fields: Mapping[bytes, list[bytes]], directives: CacheControl, statuses: frozenset[int]
+) -> str | None:
+    if status not in statuses:
+        return "status"
+    # What says `must-understand` is stored only by who does (RFC 9111 §5.2.2.3).
+    if directives.must_understand and status not in UNDERSTOOD:
         return "status"
     if b"content-range" in fields:
         return "partial"
@@ -343,7 +426,7 @@ def _why_response_is_private(
 ) -> str | None:
     if b"set-cookie" in fields:
         return "set-cookie"
-    if directives.no_store:
+    if directives.no_store and not directives.must_understand:  # §5.2.2.3: who understands the status may store it
         return "no-store"
     if directives.private:
         return "private"
@@ -374,9 +457,26 @@ def freshness(directives: CacheControl, fields: Mapping[bytes, list[bytes]], now
     return min(0.0 if end is None else max(0.0, end - (now if date is None else date)) for end in ends)
 
 
-def _stale_periods(directives: CacheControl, policy: Policy | None) -> tuple[float, float]:
+#: The longest lifetime that is guessed, in seconds.
+MAX_GUESSED = 86_400.0
+
+
+def heuristic_freshness(fields: Mapping[bytes, list[bytes]], share: float, now: float) -> float | None:
+    """A share of the time since the response was last modified; `None` where it does not tell (RFC 9111 §4.2.2)."""
+    modified = http_date(fields[b"last-modified"][0]) if b"last-modified" in fields else None
+    if modified is None:
+        return None
+    date = http_date(fields[b"date"][0]) if b"date" in fields else None
+    return min(MAX_GUESSED, share * max(0.0, (now if date is None else date) - modified))
+
+
+def _must_revalidate(directives: CacheControl) -> bool:
     # RFC 9111 §4.2.4: these forbid serving stale; s-maxage does as it implies proxy-revalidate (§5.2.2.10)
-    if directives.must_revalidate or directives.proxy_revalidate or directives.s_maxage is not None:
+    return directives.must_revalidate or directives.proxy_revalidate or directives.s_maxage is not None
+
+
+def _stale_periods(directives: CacheControl, policy: Policy | None) -> tuple[float, float]:
+    if _must_revalidate(directives):
         return 0.0, 0.0
     while_revalidate: float | None = directives.stale_while_revalidate
     if_error: float | None = directives.stale_if_error

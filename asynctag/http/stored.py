@@ -19,7 +19,11 @@ _OVERHEAD, _PER_HEADER = 200, 150
 
 
 class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A whole response. `born` is when it was (seconds since the epoch, less the `Age` that it came with)."""
+    """A whole response. `born` is when it was (seconds since the epoch, less the `Age` that it came with).
+
+    For `stale_if_error` seconds past its freshness it may take the place of an error. With `must_revalidate` no request
+    gets it past its freshness.
+    """
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
@@ -29,15 +33,19 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
     with_cookies: bool  # a request with cookies may have it too
     etag: bytes | None
     last_modified: bytes | None
+    stale_if_error: float
+    must_revalidate: bool
 
     def answer(self, request: RequestFacts, now: float, extra: Headers) -> tuple[Message, Message]:
-        """The messages that answer `request` at `now`, in seconds since the epoch: a 304 where the client has it."""
+        """The messages that answer `request` at `now`, in seconds since the epoch: a 304 where the client has it.
+
+        To a `HEAD` they have the body too, as those of applications do: servers leave it out, and what stands in
+        between may need it to tell its length.
+        """
         status, headers, body = self.status, self.headers, self.body
         conditional = request.if_none_match is not None or request.if_modified_since is not None
         if conditional and status == 200 and not_modified(request, self.etag, self.last_modified):
             status, headers, body = 304, not_modified_headers(headers), b""
-        elif request.method == "HEAD":
-            body = b""
         age = int(now - self.born)
         return (
             {
@@ -50,7 +58,16 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 def make_stored(
-    status: int, headers: Headers, body: bytes, *, now: float, age: float, public: bool, with_cookies: bool
+    status: int,
+    headers: Headers,
+    body: bytes,
+    *,
+    now: float,
+    age: float,
+    public: bool = False,
+    with_cookies: bool = False,
+    stale_if_error: float = 0.0,
+    must_revalidate: bool = False,
 ) -> StoredResponse:
     """`headers` as they are sent, those of one connection or one answer among them."""
     kept = stored_headers(headers)
@@ -67,6 +84,8 @@ def make_stored(
         with_cookies=with_cookies,
         etag=fields.get(b"etag"),
         last_modified=modified if modified is not None and http_date(modified) is not None else None,
+        stale_if_error=stale_if_error,
+        must_revalidate=must_revalidate,
     )
 
 
@@ -91,7 +110,7 @@ class _ResponseCodec(Codec):
             response = self._decoder.decode(data)
         except (msgspec.MsgspecError, RecursionError, ValueError) as error:
             raise CorruptEntryError(f"not a stored response: {error}") from error
-        if not 200 <= response.status <= 599 or not isfinite(response.born):
+        if not (200 <= response.status <= 599 and isfinite(response.born) and isfinite(response.stale_if_error)):
             raise CorruptEntryError("a response that was never stored")
         for name, value in response.headers:
             if not is_field_name(name) or not _NO_CONTROLS.isdisjoint(value):

@@ -16,6 +16,7 @@ class Dimensions:
     """What tells the responses of one URL apart, and how they may be served. Kept in the URL's first record.
 
     `cookies=None`: a request with cookies bypasses the cache; `()`: none matters. `query=None`: the whole query.
+    `ignored` are query parameters that do not count. `keyed`: a function of the route says whose a response is.
     `head`: the application answers HEAD as it does GET.
     """
 
@@ -24,11 +25,13 @@ class Dimensions:
     query: tuple[str, ...] | None = None
     public: bool = False
     head: bool = False
+    ignored: tuple[str, ...] = ()
+    keyed: bool = False
 
     @property
     def plain(self) -> bool:
         """Whether the URL, query and all, is the whole key."""
-        return not self.vary and not self.cookies and self.query is None
+        return not (self.vary or self.cookies or self.ignored or self.keyed) and self.query is None
 
 
 #: Those of a URL that is the whole key of its response.
@@ -45,7 +48,14 @@ def dimensions(policy: Policy | None, headers: Headers, *, public: bool) -> Dime
     vary = {*policy.vary_fields, *own}
     if policy.cookies is not None and b"cookie" not in policy.vary_fields:
         vary.discard(b"cookie")  # the policy says which cookies that means
-    return Dimensions(tuple(sorted(vary)), policy.cookies, policy.query, public)
+    return Dimensions(
+        tuple(sorted(vary)),
+        policy.cookies,
+        policy.query,
+        public,
+        ignored=policy.ignore_query,
+        keyed=policy.key is not None,
+    )
 
 
 def varied(headers: list[tuple[bytes, bytes]], policy: Policy | None) -> list[tuple[bytes, bytes]]:
@@ -76,28 +86,28 @@ def url_base(scheme: str, host: bytes, path: bytes) -> str:
     return f"{len(scheme)},{len(there)},{len(path)}:{scheme}://{there}{path.decode('latin-1')}"
 
 
-def variant_key(base: str, query: bytes, headers: Headers, dims: Dimensions) -> str:
+def variant_key(base: str, query: bytes, headers: Headers, dims: Dimensions, own_key: str = "") -> str:
     """The key of the response to this request at `url_base(...)`, whose parts stand with their lengths.
 
     So do the others here, and the dimensions with their names: no request can be written to meet another's key, nor
-    an entry of other dimensions.
+    an entry of other dimensions. `own_key` is what the route's function says, where the dimensions are `keyed`.
     """
-    sent = sort_query(query, dims.query).decode("latin-1") if query else ""
+    sent = sort_query(query, dims.query, dims.ignored).decode("latin-1") if query else ""
     key = f"{len(sent)},{base}?{sent}"
-    return shortened(key if dims.plain else key + _variant(headers, dims))
+    return shortened(key if dims.plain else key + _variant(headers, dims, own_key))
 
 
 def shortened(key: str) -> str:
     """`key`, or its hash where it is long."""
     if len(key) <= MAX_PLAIN_KEY and key.isascii():
         return key
-    encoded = key.encode()  # of bytes read as latin-1: no surrogates
+    encoded = key.encode("utf-8", "surrogatepass")
     if len(encoded) <= MAX_PLAIN_KEY:
         return key
     return "#" + blake2b(encoded, digest_size=32).hexdigest()
 
 
-def _variant(headers: Headers, dims: Dimensions) -> str:
+def _variant(headers: Headers, dims: Dimensions, own_key: str) -> str:
     # Lines of one field are kept apart, finer than RFC 9111 §4.1 asks: an application may read only the first.
     lines: dict[bytes, list[bytes]] = {name: [] for name in dims.vary}
     wanted = lines.keys() | {b"cookie"}
@@ -119,6 +129,11 @@ def _variant(headers: Headers, dims: Dimensions) -> str:
     if dims.query is not None:
         parts.append(f"q{len(dims.query)};")
         parts.extend(_framed(name) for name in dims.query)
+    if dims.ignored:
+        parts.append(f"i{len(dims.ignored)};")
+        parts.extend(_framed(name) for name in dims.ignored)
+    if dims.keyed:
+        parts.append(f"k{_framed(own_key)}")
     return "".join(parts)
 
 

@@ -47,6 +47,7 @@ def cache_policy(
     vary: Collection[str] = (),
     cookies: Collection[str] | None = None,
     query: Collection[str] | None = None,
+    ignore_query: Collection[str] = (),
     statuses: Collection[int] = (200,),
     stale_while_revalidate: Seconds | None = None,
     stale_if_error: Seconds | None = None,
@@ -56,7 +57,7 @@ def cache_policy(
 
     `tags`: literal tags, or a dependency of its own that returns them; templates are refused, as a
     router has no arguments. A route's own `cache_response` overrides it. Unsafe methods and
-    websockets ignore it. The other parameters are those of `cache_response`.
+    websockets ignore it. The other parameters are those of `cache_response`, without its `key`.
 
     Raises `ConfigurationError`, at once, for values that cannot be meant.
     """
@@ -66,6 +67,7 @@ def cache_policy(
         vary=vary,
         cookies=cookies,
         query=query,
+        ignore_query=ignore_query,
         statuses=statuses,
         stale_while_revalidate=stale_while_revalidate,
         stale_if_error=stale_if_error,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from starlette.requests import HTTPConnection
 
-from asynctag.backends.base import Entry, Miss, Reading
+from asynctag.backends.base import Cause, Entry, Miss, Reading
 from asynctag.codec import codec_for
 from asynctag.errors import BackendError, ConfigurationError, TagTooLongError
 from asynctag.expiry import Expiry
@@ -189,7 +189,7 @@ class Exchange:
                 if found.reading.entry is not None:
                     self.forward = "stale"
                     self.consider(found.reading.entry)
-                elif self.dims is not None and dims.vary:
+                elif self.dims is not None and dims.vary and self.miss is not None and self.miss.cause is Cause.ABSENT:
                     self.forward = "vary-miss"
             if found.flight is not None:
                 return None

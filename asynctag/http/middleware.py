@@ -81,7 +81,9 @@ class CacheMiddleware:
     and those that a request invalidates as `Cache-Group-Invalidation` (RFC 9875). `surrogates`
     writes them as keys for a CDN in front (`Surrogate-Key` and the like), for the requests of which
     `surrogates_for`, a function of the request, says that they come from it, by a header that only
-    it can send; for all without one. `expose_tags` names a header in which the tags of a response
+    it can send; for all without one. Of a body that comes in pieces, tags may come after its headers:
+    then the CDN is told not to keep this answer; with `buffer_tags`, a response that is to be stored
+    is held until it is whole. `expose_tags` names a header in which the tags of a response
     go out, for debugging. `name` is what the cache calls itself in `Cache-Status`.
 
     Add it first, so that it is innermost: inside authentication, sessions and compression. Around
@@ -99,6 +101,7 @@ class CacheMiddleware:
         max_body: int = 1024 * 1024,
         validate_for: Seconds = 3600,
         target: str | None = None,
+        buffer_tags: bool = False,
         groups: bool = False,
         surrogates: Surrogates | None = None,
         surrogates_for: Callable[[HTTPConnection], bool] | None = None,
@@ -133,8 +136,9 @@ class CacheMiddleware:
         self.own_target = target.lower().encode() if target is not None else None
         #: The fields that speak to this cache, and not to clients; the first that is there counts (RFC 9213).
         self.targets = (*((self.own_target,) if self.own_target is not None else ()), b"cdn-cache-control")
-        if not isinstance(groups, bool):
-            raise ConfigurationError(f"CacheMiddleware(groups={groups!r}): give True or False")
+        for option, value in {"groups": groups, "buffer_tags": buffer_tags}.items():
+            if not isinstance(value, bool):
+                raise ConfigurationError(f"CacheMiddleware({option}={value!r}): give True or False")
         if surrogates is not None and not isinstance(surrogates, Surrogates):
             raise ConfigurationError(
                 f"CacheMiddleware(surrogates={surrogates!r}): give Surrogates, as Surrogates.fastly()"
@@ -143,6 +147,7 @@ class CacheMiddleware:
             raise ConfigurationError(
                 f"CacheMiddleware(surrogates_for={surrogates_for!r}): give a function of the request, with surrogates="
             )
+        self.buffer_tags = buffer_tags
         self.groups = groups
         self._surrogates = surrogates
         self._surrogates_for = surrogates_for
@@ -397,8 +402,8 @@ class CacheMiddleware:
             start["headers"] = [pair for pair in start["headers"] if pair[0] != self.own_target]
         return start, body
 
-    def exposed(self, names: Iterable[str]) -> list[tuple[bytes, bytes]]:
-        """The tags of a response as headers, as far as that was asked for."""
+    def exposed(self, names: Iterable[str], *, whole: bool = True) -> list[tuple[bytes, bytes]]:
+        """The tags of a response as headers, as far as that was asked for. `whole`: there come no more."""
         if not self._shows_tags:
             return []
         names = tuple(names)
@@ -410,7 +415,8 @@ class CacheMiddleware:
             headers.append((b"cache-groups", named))
         if self._surrogates is not None:
             # Whatever can be invalidated, keys and functions too.
-            field = self._surrogates.header(as_written(name, self.cache.namespace) for name in names)
+            keys = [as_written(name, self.cache.namespace) for name in names]
+            field = self._surrogates.header(keys) if whole else OVERFLOW
             if field is OVERFLOW:  # a CDN that knew only some of the keys would miss purges
                 headers += [(b"surrogate-control", b"no-store"), (b"cdn-cache-control", b"no-store")]
             elif field is not None:

@@ -47,7 +47,7 @@ class Outgoing:
         self._not_stored: str | None = None
         self._confirmed: StoredResponse | None = None
         self._validated = False  # the application has sent a validator of its own
-        self._last = b""  # the chunk that makes the body whole, held until the application says that it has ended
+        self._held: list[bytes] = []  # chunks that wait for the end of the body
         self.succeeded = False
 
     @property
@@ -69,6 +69,8 @@ class Outgoing:
         else:  # a file by its path, trailers: not for us to keep
             self._stop_recording("extension")
             await self._send_start(stored=False)
+            if self._held:
+                await self._send({"type": "http.response.body", "body": self._released(b""), "more_body": True})
             await self._send(message)
 
     async def answer_stale(self, error: Exception | None) -> bool:
@@ -132,26 +134,33 @@ class Outgoing:
             if more:
                 return
             chunk = self._confirmed.body
-        recording = self._recording
+        exchange, recording = self._exchange, self._recording
         if recording is not None and not recording.add(bytes(chunk)):
             self._stop_recording("size")
             recording = None
-        if recording is not None and more and recording.size == self._length:
-            self._last += chunk  # a client that knows the length would have all of it before it is stored
+        # A client that knows the length would have all of the body before it is stored.
+        if recording is not None and more and (exchange.middleware.buffer_tags or recording.size == self._length):
+            self._held.append(chunk)
             return
-        chunk = self._last + chunk
-        self._last = b""
+        chunk = self._released(chunk)
         if not more:
-            self._exchange.scope.closed = True  # what is cached or tagged from here on is not part of the response
+            exchange.scope.closed = True  # what is cached or tagged from here on is not part of the response
         if more or recording is None:
             if recording is not None and recording.is_long:
-                self._exchange.let_go()
-            await self._send_start(stored=False)  # of a body that is still to come, it is not known yet
+                exchange.let_go()
+            await self._send_start(stored=False, whole=not more)  # of a body that is still to come, it is not known yet
         else:
             chunk = await self._store(recording, chunk)
         if not more:
             self._phase = Phase.DONE
         await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+    def _released(self, chunk: bytes) -> bytes:
+        """What was held, and the chunk that follows it."""
+        if self._held:
+            chunk = b"".join([*self._held, chunk])
+            self._held = []
+        return chunk
 
     async def _store(self, recording: "_Recording", chunk: bytes) -> bytes:
         """Store what is whole now, before its last chunk goes out: the client's next request finds it.
@@ -175,13 +184,13 @@ class Outgoing:
         await self._send_start(stored=stored)
         return body
 
-    async def _send_start(self, *, stored: bool) -> None:
-        """Send the start of the response, with what is known of it now."""
+    async def _send_start(self, *, stored: bool, whole: bool = True) -> None:
+        """Send the start of the response, with what is known of it now: of one that is not `whole`, not all tags."""
         if self._phase is not Phase.HELD:
             return
         self._phase = Phase.SENT
         middleware = self._exchange.middleware
-        extra = middleware.exposed(self._exchange.scope.tags)
+        extra = middleware.exposed(self._exchange.scope.tags, whole=whole)
         if (status := self._cache_status(stored)) is not None:
             extra.append((b"cache-status", status))
         headers = [pair for pair in self._start.get("headers") or () if pair[0] != middleware.own_target]

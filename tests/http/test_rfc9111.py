@@ -1,16 +1,16 @@
 """The response cache as a shared HTTP cache: what the driver makes of the rules, by section of RFC 9111 and its kin."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route as StarletteRoute
 
-from asynctag import Cache
+from asynctag import Cache, add_tags
 from asynctag.errors import ConfigurationError
 from asynctag.http import CacheMiddleware, Policy, cache_of, cache_response
 from asynctag.http.surrogates import Surrogates
@@ -513,6 +513,44 @@ async def test_what_has_too_many_tags_is_not_for_the_cdn(cache: Cache) -> None:
         assert (call.header("cdn-cache-control"), call.header("surrogate-control")) == ("no-store", "no-store")
 
 
+@pytest.mark.parametrize("held", [False, True])
+async def test_tags_that_come_after_the_headers_reach_the_cdn(cache: Cache, held: bool) -> None:
+    """On the first answer where it is held until it is whole; else that one is not for the CDN to keep."""
+
+    async def body() -> AsyncIterator[str]:
+        yield "a"
+        add_tags("late")
+        yield "b"
+
+    @cache_response(60, public=True)
+    async def page(request: Request) -> StreamingResponse:
+        return StreamingResponse(body())
+
+    app = Starlette(routes=[StarletteRoute("/", page)])
+    app.add_middleware(CacheMiddleware, cache=cache, surrogates=Surrogates.fastly(), buffer_tags=held)
+    first, second = await ask(app), await ask(app)
+    assert (first.text, second.text, second.hit) == ("ab", "ab", True)
+    assert first.header("surrogate-control") == (None if held else "no-store")
+    assert ("late" in (first.header("surrogate-key") or "").split(" ")) is held
+    assert "late" in (second.header("surrogate-key") or "").split(" ")
+
+
+async def test_a_body_that_is_too_long_to_be_held_goes_out(cache: Cache) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(5):
+            yield b"x" * 1000
+
+    @cache_response(60, public=True)
+    async def page(request: Request) -> StreamingResponse:
+        return StreamingResponse(body())
+
+    app = Starlette(routes=[StarletteRoute("/", page)])
+    app.add_middleware(CacheMiddleware, cache=cache, max_body=2500, buffer_tags=True)
+    for _ in range(2):
+        call = await ask(app)
+        assert (call.body, call.hit) == (b"x" * 5000, False)
+
+
 async def test_a_hook_is_awaited_and_its_error_told(cache: Cache) -> None:
     """Once `invalidate` returns, the CDN is purged; where it is not, the caller knows."""
     said: list[str] = []
@@ -535,6 +573,7 @@ BAD: list[Callable[[], dict[str, Any]]] = [
     lambda: {"validate_for": -1},
     lambda: {"target": "not a name"},
     lambda: {"groups": 1},
+    lambda: {"buffer_tags": "yes"},
     lambda: {"surrogates": "Surrogate-Key"},
     lambda: {"surrogates_for": lambda _: True},
 ]

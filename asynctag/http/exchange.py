@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from starlette.requests import HTTPConnection
 
 from asynctag.backends.base import Cause, Entry, Miss, Reading
-from asynctag.codec import codec_for
 from asynctag.errors import BackendError, ConfigurationError, TagTooLongError
 from asynctag.expiry import Expiry
 from asynctag.fill import MISSING, Filler, Job, load
@@ -21,12 +20,12 @@ from asynctag.http.asgi import AsgiScope, Message, Receive, Send
 from asynctag.http.guards import effective_route, is_part_of
 from asynctag.http.headers import Forward, cache_status, parse_age
 from asynctag.http.outgoing import Outgoing
-from asynctag.http.request import ResponseExplanation
+from asynctag.http.request import RequestCache, ResponseExplanation
 from asynctag.http.rules import Headers, Policy, RequestFacts, Storable, may_serve, storable, why_bypass
 from asynctag.http.stored import RESPONSES, StoredResponse, field, make_stored
 from asynctag.http.surrogates import parse_groups
 from asynctag.http.validation import conditional, head_matches, updated_by, validators
-from asynctag.http.variants import Dimensions, dimensions, shortened, url_base, url_path, variant_key
+from asynctag.http.variants import DIMENSIONS, Dimensions, dimensions, shortened, url_base, url_path, variant_key
 from asynctag.names import KEY, tag_name
 from asynctag.scope import Scope, current_scope, live_scope
 
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asynctag")
 
-DIMENSIONS = codec_for(Dimensions, owner="asynctag.http")
-
 #: The exchange that runs here; False where the request is none of the cache's business, None without the middleware.
 current_exchange: ContextVar["Exchange | Literal[False] | None"] = ContextVar("asynctag_exchange", default=None)
 
@@ -44,22 +41,27 @@ current_exchange: ContextVar["Exchange | Literal[False] | None"] = ContextVar("a
 class Address:
     """Where a request goes: what its keys are made of."""
 
-    __slots__ = ("_base", "_query", "headers", "host", "namespace", "own_key")
+    __slots__ = ("_base", "_query", "_record_key", "headers", "host", "namespace", "own_key")
 
-    def __init__(self, asgi: AsgiScope, namespace: str) -> None:
+    def __init__(self, asgi: AsgiScope, namespace: str, base: str | None = None) -> None:
         self.namespace = namespace
         self.headers: list[tuple[bytes, bytes]] = asgi["headers"]
         self._query: bytes = asgi.get("query_string", b"")
         # All that were sent: of several, another server or the application may take another.
         self.host = host = b"\n".join([value for name, value in self.headers if name == b"host"])
-        path = url_path(asgi.get("raw_path"), asgi["path"], asgi.get("root_path", ""))
         #: Whose the response is, where a function says it.
         self.own_key = ""
-        self._base = url_base(asgi.get("scheme", "http"), host, path)
+        if base is None:
+            path = url_path(asgi.get("raw_path"), asgi["path"], asgi.get("root_path", ""))
+            base = url_base(asgi.get("scheme", "http"), host, path)
+        self._base = base
+        self._record_key: str | None = None
 
     def record_key(self) -> str:
         """Under which the URL's first record is kept: what tells its responses apart. They carry it as a tag."""
-        return f"{self.namespace}|{KEY}|http record {shortened(self._base)}"
+        if self._record_key is None:
+            self._record_key = f"{self.namespace}|{KEY}|http record {shortened(self._base)}"
+        return self._record_key
 
     def response_key(self, dims: Dimensions) -> str:
         return f"{self.namespace}|{KEY}|http {variant_key(self._base, self._query, self.headers, dims, self.own_key)}"
@@ -131,6 +133,7 @@ class Exchange:
             live_scope(),  # where a cached computation calls the application
             renewing=renewing,
         )
+        self.request_cache = RequestCache(self.cache, self)
         self._reading = reading  # from before the application saw the request: the response's stamp
         self._started = filler.backend.clock() if filler is not None else 0.0
         self._key: str | None = None
@@ -426,6 +429,7 @@ class Exchange:
     def end(self) -> None:
         """Nothing more comes of this request: who still waits for it goes on, and what was gathered goes up."""
         self._over = True
+        self.request_cache.over()
         self.land(Fate.CANCELLED)
         self.scope.hand_up()
 
@@ -526,6 +530,8 @@ class Exchange:
             return why
         if self._has_body:
             return "body"
+        if self.policy is None and self.dims is None and not _says_of_caching(headers, self.middleware.targets):
+            return "no-freshness"  # as most: nobody ever wanted it cached
         middleware = self.middleware
         return storable(
             facts or self.facts,
@@ -593,6 +599,11 @@ class Exchange:
         self.land(Fate.UNSHARED)
         self.scope.absorb(reading.entry, self.scope.backend, stale=reading.stale)
         return self.middleware.answer(response, reading.entry, self.facts, stale=reading.stale)
+
+
+def _says_of_caching(headers: Headers, targets: tuple[bytes, ...]) -> bool:
+    """Whether a response says anything from which a lifetime could come."""
+    return any(name in (b"cache-control", b"expires") or name in targets for name, _ in headers)
 
 
 def _keyed(policy: Policy, known: tuple[bytes, ...]) -> Dimensions:

@@ -16,7 +16,7 @@ from asynctag.fill import MISSING, Filler, load
 from asynctag.flight import Fate, Flight
 from asynctag.http.asgi import AsgiApp, AsgiScope, Fields, Message, Receive, Send
 from asynctag.http.changes import Change, invalidated_here
-from asynctag.http.exchange import DIMENSIONS, Address, Exchange, Stored, current_exchange, record_of
+from asynctag.http.exchange import Address, Exchange, Stored, current_exchange, record_of
 from asynctag.http.guards import Inputs, inputs_of, why_not_public
 from asynctag.http.headers import cache_status, is_field_name
 from asynctag.http.policies import PathPolicies
@@ -27,7 +27,7 @@ from asynctag.http.rules import DECISIVE, PLAIN_GET, Policy, RequestFacts, Store
 from asynctag.http.stored import RESPONSES, StoredResponse
 from asynctag.http.surrogates import OVERFLOW, Surrogates, write_groups
 from asynctag.http.unsafe import is_safe
-from asynctag.http.variants import PLAIN, Dimensions, url_base, url_path, variant_key
+from asynctag.http.variants import DIMENSIONS, PLAIN, Dimensions, url_base, url_path, variant_key
 from asynctag.names import KEY, user_tags
 from asynctag.pending import as_written
 from asynctag.scope import current_scope
@@ -50,16 +50,17 @@ _OF_ONE_CLIENT = frozenset({b"cache-control", b"if-modified-since", b"if-none-ma
 class _Known:
     """A URL that was asked for, and the headers of its hits as they go out within a second.
 
-    `key` is that of its response where the URL is the whole of it. `dims` is what was last seen to tell its responses
-    apart, where its hits come from outside this process: they are worth a look-up of their own. Such a response is held
-    as it came, if it is not large: to decode it takes longer than to compare it. `sent` are the headers of the last
-    hit, with those that are stored, to know its response by without holding its body, and the second that they are of.
-    `held` and `sent` are replaced as wholes, for any number of threads.
+    `base` is the URL without its query, `key` that of its response where the URL is the whole of it. `dims` is what
+    was last seen to tell its responses apart, where its hits come from outside this process: they are worth a look-up
+    of their own. Such a response is held as it came, if it is not large: to decode it takes longer than to compare it.
+    `sent` are the headers of the last hit, with those that are stored, to know its response by without holding its
+    body, and the second that they are of. `held` and `sent` are replaced as wholes, for any number of threads.
     """
 
-    __slots__ = ("dims", "held", "key", "sent")
+    __slots__ = ("base", "dims", "held", "key", "sent")
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, base: str, key: str) -> None:
+        self.base = base
         self.key = key
         self.dims: Dimensions | None = None
         self.held: tuple[bytes, StoredResponse] | None = None
@@ -175,9 +176,12 @@ class CacheMiddleware:
             if messages is None and known is not None and known.dims is not None:
                 messages = await self._fetch(scope, known)
             if messages is None:
-                facts = read_request(scope["method"], scope["headers"])
-                address = Address(scope, self.cache.namespace)
-                messages = self._hit(facts, address)
+                if known is not None:
+                    facts, address = PLAIN_GET, Address(scope, self.cache.namespace, known.base)
+                else:
+                    facts = read_request(scope["method"], scope["headers"])
+                    address = Address(scope, self.cache.namespace)
+                messages = self._hit(facts, address, looked=known is not None)
                 if messages is None:
                     await self._forward(scope, receive, send, facts, address, known)
                     return
@@ -295,17 +299,17 @@ class CacheMiddleware:
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
         base = url_base(scheme, host, url_path(raw, path, root))
-        known = _Known(f"{self.cache.namespace}|{KEY}|http {variant_key(base, query, (), PLAIN)}")
+        known = _Known(base, f"{self.cache.namespace}|{KEY}|http {variant_key(base, query, (), PLAIN)}")
         self._known[url] = known
         return known
 
-    def _hit(self, facts: RequestFacts, address: Address) -> tuple[Message, Message] | None:
-        """A hit that can be told at once, without waiting."""
+    def _hit(self, facts: RequestFacts, address: Address, *, looked: bool) -> tuple[Message, Message] | None:
+        """A hit that can be told at once, without waiting. `looked`: not where the URL is the whole key."""
         if facts.cache_control is not None or self._policy is not None:
             return None
         peek = self.cache._peek
         dims, entry = PLAIN, None
-        if facts.method == "GET":
+        if facts.method == "GET" and not looked:
             entry = peek(address.response_key(dims))
         if entry is None:  # more than the URL tells its responses apart, or nothing is there
             record = peek(address.record_key())
@@ -382,7 +386,7 @@ class CacheMiddleware:
         filler = self.cache._filling() if not self.cache._disabled else None
         reading = await filler.read(address.record_key()) if filler is not None else None
         exchange = Exchange(self, filler, scope, receive, facts, address, reading, renewing=renewing)
-        scope[SCOPE_KEY] = RequestCache(self.cache, exchange)
+        scope[SCOPE_KEY] = exchange.request_cache
         return exchange
 
     def answer(

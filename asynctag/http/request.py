@@ -56,6 +56,10 @@ class RequestCache:
         self._exchange = exchange
         self._scope = exchange.scope if exchange is not None else None
 
+    def over(self) -> None:
+        """The response is out. What refers to the request is no longer kept alive by it."""
+        self._exchange = None
+
     def _gathering(self) -> Scope | None:
         return live_scope() or self._scope
 

@@ -369,7 +369,8 @@ _NO_LINE_ENDS = frozenset(b"\r\n\0")
 def _directives(fields: Mapping[bytes, list[bytes]], targets: Sequence[bytes]) -> tuple[CacheControl, bool]:
     """What is said of caching, and whether it is said to this cache alone (RFC 9213 §2.2)."""
     for target in targets:
-        said = parse_targeted(fields.get(target, ()))
+        lines = fields.get(target)
+        said = parse_targeted(lines) if lines is not None else None
         if said is not None:
             return said, True
     return parse_cache_control(fields.get(b"cache-control", ())), False

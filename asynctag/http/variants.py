@@ -2,13 +2,22 @@
 
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
+import msgspec
+
+from asynctag.codec import Codec, Kept
+from asynctag.errors import CorruptEntryError
 from asynctag.http.headers import cookie_values, parse_vary, sort_query
 from asynctag.http.rules import Headers, Policy
 
 MAX_PLAIN_KEY = 512
 """Keys longer than this, in bytes, are hashed."""
+
+
+#: What an object of dimensions takes beyond its names, in bytes.
+_OVERHEAD = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +42,30 @@ class Dimensions:
         """Whether the URL, query and all, is the whole key."""
         return not (self.vary or self.cookies or self.ignored or self.keyed) and self.query is None
 
+
+class _DimensionsCodec(Codec):
+    """Dimensions are made here, and immutable: they need no proof, and are kept as they are."""
+
+    def __init__(self) -> None:
+        self.annotation = Dimensions
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(Dimensions)
+
+    def encode(self, value: Any) -> bytes:
+        return self._encoder.encode(value)
+
+    def decode(self, data: bytes) -> Any:
+        try:
+            return self._decoder.decode(data)
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            raise CorruptEntryError(f"not what tells responses apart: {error}") from error
+
+    def keep(self, value: Any) -> Kept:
+        named = (*value.vary, *(value.cookies or ()), *(value.query or ()), *value.ignored)
+        return Kept(value, None, _OVERHEAD + sum(map(len, named)))
+
+
+DIMENSIONS = _DimensionsCodec()
 
 #: Those of a URL that is the whole key of its response.
 PLAIN = Dimensions()

@@ -29,6 +29,9 @@ class Contender:
     module: str
     cached: bool = False
     redis: bool = False
+    app: str = "app"
+    #: What `Cache-Status` says of a URL that nobody asked for before; empty without one, `None` where nobody looks.
+    status: str | None = None
 
 
 BARE = "bare ASGI callable"
@@ -95,20 +98,33 @@ class Found:
         return median(a / b for a, b in zip(self.rates[one], self.rates[other], strict=True))
 
 
-def measure(name: str, contenders: Sequence[Contender], rounds: int, redis: str = "") -> Found:
-    """Each contender in turn, each a server; those with a cache in Redis have a database of their own at `redis`."""
+def measure(
+    name: str,
+    contenders: Sequence[Contender],
+    rounds: int,
+    redis: str = "",
+    *,
+    path: str = PATH,
+    base: str = BARE,
+) -> Found:
+    """Each contender in turn, each a server; those with a cache in Redis have a database of their own at `redis`.
+
+    `path` may have a `{}`, for a number that is new with each request. How busy the generator was is said of `base`.
+    """
     found = Found()
     ports: dict[str, int] = {}
     pids: dict[str, int] = {}
     with ExitStack() as stack:
         for number, one in enumerate(contenders):
             step(f"{name}: starting {one.label}")
-            app = f"benchmarks.servers.{one.module}:app"
+            app = f"benchmarks.servers.{one.module}:{one.app}"
             url = f"{redis}/{number}" if one.redis else ""
             settings = {"REDIS_URL": url}
             port, pids[one.label] = stack.enter_context(uvicorn(ENVIRONMENTS[one.library].python, app, settings))
             for _ in range(3):
                 get(port, PATH)
+            if one.status is not None and (said := cache_status(port, path.format(0))) != one.status:
+                raise BenchmarkError(f"{one.label}: Cache-Status is {said!r}, not {one.status!r}")
             ports[one.label], found.rates[one.label], found.costs[one.label] = port, [], []
             if url:
                 with watching(url) as seen:
@@ -123,14 +139,14 @@ def measure(name: str, contenders: Sequence[Contender], rounds: int, redis: str 
             for label in turned(list(ports), number):
                 for _ in range(TRIES):
                     spent = processor_time(pids[label])
-                    answer = load.ask("run", port=ports[label], path=PATH, seconds=SECONDS, connections=CONNECTIONS)
+                    answer = load.ask("run", port=ports[label], path=path, seconds=SECONDS, connections=CONNECTIONS)
                     if answer["rate"]:
                         break
                 else:
                     raise BenchmarkError(f"{label}: no answer in {SECONDS} s; is the machine that busy?")
                 found.rates[label].append(answer["rate"])
                 found.costs[label].append((processor_time(pids[label]) - spent) / answer["done"])
-                if label == BARE:
+                if label == base:
                     found.busy.append(answer["busy"])
         for label, before in computed.items():
             if get(ports[label], f"/{CACHED}") != before:
@@ -154,11 +170,7 @@ def tell(report: Report, found: Found) -> None:
             ],
         )
     )
-    busy = median(found.busy)
-    report.notes.append(
-        f"The generator was busy for {percent(busy)} of its time against the bare callable"
-        + (": it may have held the fastest back." if busy > 0.9 else ": it held nobody back.")
-    )
+    report.notes.append(how_busy(found, "the bare callable"))
     report.plots.append(
         Plot(
             report.name,
@@ -177,10 +189,25 @@ def tell(report: Report, found: Found) -> None:
     )
 
 
+def how_busy(found: Found, base: str) -> str:
+    busy = median(found.busy)
+    return f"The generator was busy for {percent(busy)} of its time against {base}" + (
+        ": it may have held the fastest back." if busy > 0.9 else ": it held nobody back."
+    )
+
+
 def get(port: int, path: str) -> bytes:
+    return answer_of(port, path)[1]
+
+
+def cache_status(port: int, path: str) -> str:
+    return answer_of(port, path)[0]
+
+
+def answer_of(port: int, path: str) -> tuple[str, bytes]:
+    """`Cache-Status`, empty where there is none, and the body."""
     try:
         with urllib.request.urlopen(f"http://{HOST}:{port}{path}", timeout=10) as response:
-            body: bytes = response.read()
-            return body
+            return response.headers.get("cache-status", ""), response.read()
     except urllib.error.URLError as error:
         raise BenchmarkError(f"{path}: {error}") from error

@@ -2,6 +2,8 @@
 
 import asyncio
 import time
+from collections.abc import Iterator
+from itertools import count, repeat
 from typing import Any, cast
 
 import uvloop
@@ -12,8 +14,8 @@ from benchmarks.workers.line import serve
 class Client(asyncio.Protocol):
     """One connection. Counts the whole 200 answers."""
 
-    def __init__(self, request: bytes) -> None:
-        self.request = request
+    def __init__(self, requests: Iterator[bytes]) -> None:
+        self.requests = requests
         self.done = 0
         self.stopped = False
         self.failure: str | None = None
@@ -22,7 +24,7 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self.transport.write(self.request)
+        self.transport.write(next(self.requests))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.stopped:
@@ -46,7 +48,7 @@ class Client(asyncio.Protocol):
         if not self._missing:
             self.done += 1
             if not self.stopped:
-                self.transport.write(self.request)
+                self.transport.write(next(self.requests))
 
 
 def content_length(data: bytes, head: int) -> int:
@@ -58,11 +60,17 @@ def content_length(data: bytes, head: int) -> int:
 
 
 class Load:
+    def __init__(self) -> None:
+        self._numbers = count(1)
+
     async def run(self, port: int, path: str, seconds: float, connections: int) -> dict[str, Any]:
-        """Requests a second, and the share of its time that this process itself was busy."""
-        request = f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\naccept: */*\r\n\r\n".encode()
+        """Requests a second, and the share of its time that this process itself was busy.
+
+        `{}` in the path stands for a number that no request had before.
+        """
+        requests = self._requests(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\naccept: */*\r\n\r\n".encode())
         loop = asyncio.get_running_loop()
-        clients = [Client(request) for _ in range(connections)]
+        clients = [Client(requests) for _ in range(connections)]
         for client in clients:
             await loop.create_connection(lambda client=client: client, "127.0.0.1", port)  # type: ignore[misc]
         await asyncio.sleep(min(0.1, seconds / 4))
@@ -77,6 +85,12 @@ class Load:
         if failures:
             raise RuntimeError(f"{path}: {failures[0]}")
         return {"rate": done / took, "busy": busy / took, "done": sum(one.done for one in clients)}
+
+    def _requests(self, request: bytes) -> Iterator[bytes]:
+        before, numbered, after = request.partition(b"{}")
+        if not numbered:
+            return repeat(request)
+        return (b"%b%d%b" % (before, number, after) for number in self._numbers)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,7 @@ def test_what_the_cache_offers() -> None:
     methods = sorted(name for name in vars(asynctag.Cache) if not name.startswith("_"))
     assert methods == [
         "aclose",
+        "after_invalidation",
         "bind",
         "cached",
         "clear",

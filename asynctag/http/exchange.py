@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import lru_cache
@@ -21,7 +21,7 @@ from asynctag.http.guards import effective_route, is_part_of
 from asynctag.http.headers import Forward, cache_status, parse_age
 from asynctag.http.outgoing import Outgoing
 from asynctag.http.request import RequestCache, ResponseExplanation
-from asynctag.http.rules import Headers, Policy, RequestFacts, Storable, may_serve, storable, why_bypass
+from asynctag.http.rules import Headers, Policy, RequestFacts, Storable, may_be_stored, may_serve, storable, why_bypass
 from asynctag.http.stored import RESPONSES, StoredResponse, field, make_stored
 from asynctag.http.surrogates import parse_groups
 from asynctag.http.validation import conditional, head_matches, updated_by, validators
@@ -34,8 +34,39 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asynctag")
 
-#: The exchange that runs here; False where the request is none of the cache's business, None without the middleware.
-current_exchange: ContextVar["Exchange | Literal[False] | None"] = ContextVar("asynctag_exchange", default=None)
+#: The exchange that runs here; what is false where the request is none of the cache's business, None without the
+#: middleware.
+current_exchange: ContextVar["Exchange | Silence | Literal[False] | None"] = ContextVar(
+    "asynctag_exchange", default=None
+)
+
+
+class Silence:
+    """Stands where an exchange would, for a URL of which nobody has wanted a response cached so far. It is false.
+
+    As soon as somebody does, a route or a response, the URL's next request gets an exchange.
+    """
+
+    __slots__ = ("_end", "_send", "_targets")
+
+    def __init__(self, send: Send, targets: tuple[bytes, ...], end: Callable[[], None]) -> None:
+        self._send = send
+        self._targets = targets
+        self._end = end
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+    def end(self) -> None:
+        """A route has a policy."""
+        self._end()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = [(name.lower(), value) for name, value in message.get("headers") or ()]
+            if may_be_stored(headers, self._targets):
+                self._end()
+        await self._send(message)
 
 
 class Address:
@@ -120,6 +151,8 @@ class Exchange:
         #: Why the request went to the application, for `Cache-Status`.
         self.forward: Forward = "uri-miss"
         self.miss: Miss | None = None
+        #: Whether nobody has wanted a response of this URL cached, the response included.
+        self.silent = False
         #: Whether a hit is on its way: what the application sends goes out as it is.
         self.replying = False
         #: What was found and may not be served before the application has said that it still is good.
@@ -429,7 +462,7 @@ class Exchange:
     def end(self) -> None:
         """Nothing more comes of this request: who still waits for it goes on, and what was gathered goes up."""
         self._over = True
-        self.request_cache.over()
+        self.request_cache._over()
         self.land(Fate.CANCELLED)
         self.scope.hand_up()
 
@@ -530,7 +563,8 @@ class Exchange:
             return why
         if self._has_body:
             return "body"
-        if self.policy is None and self.dims is None and not _says_of_caching(headers, self.middleware.targets):
+        if self.policy is None and self.dims is None and not may_be_stored(headers, self.middleware.targets):
+            self.silent = not self.refused
             return "no-freshness"  # as most: nobody ever wanted it cached
         middleware = self.middleware
         return storable(
@@ -599,11 +633,6 @@ class Exchange:
         self.land(Fate.UNSHARED)
         self.scope.absorb(reading.entry, self.scope.backend, stale=reading.stale)
         return self.middleware.answer(response, reading.entry, self.facts, stale=reading.stale)
-
-
-def _says_of_caching(headers: Headers, targets: tuple[bytes, ...]) -> bool:
-    """Whether a response says anything from which a lifetime could come."""
-    return any(name in (b"cache-control", b"expires") or name in targets for name, _ in headers)
 
 
 def _keyed(policy: Policy, known: tuple[bytes, ...]) -> Dimensions:

@@ -16,7 +16,7 @@ from asynctag.fill import MISSING, Filler, load
 from asynctag.flight import Fate, Flight
 from asynctag.http.asgi import AsgiApp, AsgiScope, Fields, Message, Receive, Send
 from asynctag.http.changes import Change, invalidated_here
-from asynctag.http.exchange import Address, Exchange, Stored, current_exchange, record_of
+from asynctag.http.exchange import Address, Exchange, Silence, Stored, current_exchange, record_of
 from asynctag.http.guards import Inputs, inputs_of, why_not_public
 from asynctag.http.headers import cache_status, is_field_name
 from asynctag.http.policies import PathPolicies
@@ -57,11 +57,12 @@ class _Known:
     body, and the second that they are of. `held` and `sent` are replaced as wholes, for any number of threads.
     """
 
-    __slots__ = ("base", "dims", "held", "key", "sent")
+    __slots__ = ("base", "dims", "held", "key", "sent", "silent")
 
     def __init__(self, base: str, key: str) -> None:
         self.base = base
         self.key = key
+        self.silent = False  # nobody has wanted its responses cached, when it was asked for last
         self.dims: Dimensions | None = None
         self.held: tuple[bytes, StoredResponse] | None = None
         self.sent: tuple[Fields | None, int, list[tuple[bytes, bytes]]] = (None, 0, [])
@@ -175,6 +176,9 @@ class CacheMiddleware:
             messages = self._ready(known) if known is not None else None
             if messages is None and known is not None and known.dims is not None:
                 messages = await self._fetch(scope, known)
+            if messages is None and known is not None and known.silent:
+                await self._pass_silently(scope, receive, send, known)
+                return
             if messages is None:
                 if known is not None:
                     facts, address = PLAIN_GET, Address(scope, self.cache.namespace, known.base)
@@ -193,9 +197,23 @@ class CacheMiddleware:
         else:
             await self._pass(scope, receive, send)
 
+    async def _pass_silently(self, scope: AsgiScope, receive: Receive, send: Send, known: _Known) -> None:
+        """Run the application for a URL of which nobody wants responses cached, and notice where somebody does."""
+
+        def end() -> None:
+            known.silent = False
+
+        silence = Silence(send, self.targets, end)
+        scope[SCOPE_KEY] = RequestCache(self.cache, None)
+        token = current_exchange.set(silence)
+        try:
+            await self.app(scope, receive, silence.send)
+        finally:
+            current_exchange.reset(token)
+
     async def _pass(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Run the application for a request that no response is stored for: an unsafe one, a websocket."""
-        scope[SCOPE_KEY] = RequestCache(self.cache, None)
+        scope[SCOPE_KEY] = RequestCache(self.cache, None, "method")
         token = current_exchange.set(False)
         try:
             if scope["type"] != "http" or is_safe(scope["method"]) or self.cache._disabled:
@@ -349,6 +367,8 @@ class CacheMiddleware:
                     await send(message)
             elif stored is None:
                 await exchange.run(send)
+                if known is not None and exchange.silent and not self._shows_tags:
+                    known.silent = True
             else:
                 if known is not None and exchange.dims is not None and not self.cache._filling().backend.in_process:
                     known.dims = PLAIN if exchange.dims.plain else exchange.dims

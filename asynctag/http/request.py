@@ -42,21 +42,23 @@ class ResponseExplanation:
             return "a response to this method is never cached"
         if self.bypass is not None:
             return f"the request bypasses the cache: {self.bypass}"
-        by = f"by {self.policy}" if self.policy is not None else "by what the response says, under no policy"
-        return f"{self.entry if self.entry is not None else 'nothing is stored for this URL'} Cached {by}"
+        entry = "nothing is stored for this URL." if self.entry is None else str(self.entry)
+        by = f"Its policy: {self.policy}" if self.policy is not None else "No policy: what the response says counts."
+        return f"{entry} {by}"
 
 
 class RequestCache:
     """Tagged access to the cache, bound to a request: what is used and tagged counts for its response."""
 
-    __slots__ = ("_exchange", "_scope", "cache")
+    __slots__ = ("_bypass", "_exchange", "_scope", "cache")
 
-    def __init__(self, cache: Cache, exchange: "Exchange | None") -> None:
+    def __init__(self, cache: Cache, exchange: "Exchange | None", bypass: str | None = None) -> None:
         self.cache = cache
+        self._bypass = bypass
         self._exchange = exchange
         self._scope = exchange.scope if exchange is not None else None
 
-    def over(self) -> None:
+    def _over(self) -> None:
         """The response is out. What refers to the request is no longer kept alive by it."""
         self._exchange = None
 
@@ -83,7 +85,7 @@ class RequestCache:
     async def explain_response(self) -> ResponseExplanation:
         """What is decided for the response to this request so far: by which policy, and why it is not cached."""
         if self._exchange is None:
-            return ResponseExplanation(None, "method")
+            return ResponseExplanation(None, self._bypass)
         return await self._exchange.explain()
 
     async def lookup(self, key: str, *, returns: Any = NOT_GIVEN) -> Hit | Miss:

@@ -376,6 +376,23 @@ def _directives(fields: Mapping[bytes, list[bytes]], targets: Sequence[bytes]) -
     return parse_cache_control(fields.get(b"cache-control", ())), False
 
 
+def may_be_stored(headers: Headers, targets: Sequence[bytes]) -> bool:
+    """Whether a response may have a lifetime by its own word, at a glance: where this is false, `storable` says no too.
+
+    Names are lower-case.
+    """
+    says = False
+    for name, value in headers:
+        if name == b"cache-control":
+            said = value.lower()
+            if (b"no-store" in said or b"private" in said) and b"must-understand" not in said:
+                return any(one in targets for one, _ in headers)
+            says = True
+        elif name == b"expires" or name in targets:
+            says = True
+    return says
+
+
 #: Statuses whose responses mean to a cache what they mean to everybody (RFC 9111 §3, RFC 9110 §15).
 UNDERSTOOD = frozenset({200, 203, 204, 300, 301, 302, 303, 307, 308, 404, 405, 410, 414, 451, 501})
 

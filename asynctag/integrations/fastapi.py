@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection
 
 from asynctag.errors import ConfigurationError, InvalidTagError
 from asynctag.expiry import Seconds
-from asynctag.http.exchange import current_exchange
+from asynctag.http.exchange import Silence, current_exchange
 from asynctag.http.guards import effective_route
 from asynctag.http.request import RequestCache, cache_of
 from asynctag.http.routes import cache_response, is_async_callable, make_policy, policy_of, stored_reply
@@ -103,6 +103,8 @@ def cache_policy(
 def _declare(connection: HTTPConnection, policy: Policy, tags: tuple[str, ...]) -> None:
     cache_of(connection)  # raises without the middleware
     exchange = current_exchange.get()
+    if isinstance(exchange, Silence):
+        exchange.end()
     if not exchange:
         return
     exchange.routed = connection.scope

@@ -3,6 +3,7 @@
 import contextvars
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from types import SimpleNamespace
 from typing import Any
@@ -1029,3 +1030,80 @@ def test_what_cannot_be_meant_is_refused_at_construction(option: str, value: Any
         CacheMiddleware(Page(), **{"cache": Cache(), option: value})
     assert option in str(caught.value)
     assert repr(value) in str(caught.value)
+
+
+# --- URLs of which nobody wants responses cached ------------------------------------------------------------
+
+
+async def test_a_url_of_which_nobody_wants_anything_cached_costs_no_look_up(cache: Cache) -> None:
+    """From its second request on. In Redis, each would be a round trip."""
+    app = CacheMiddleware(Page(), cache=cache)
+    await ask(app)
+    with spying(cache) as reads:
+        assert (await ask(app)).text == "run 2"
+        assert reads == []
+        await ask(app, "/another")
+    assert len(reads) == 1
+
+
+@pytest.mark.parametrize("before", [{}, {"cache_control": "no-store"}, {"cache_control": "private, max-age=60"}])
+async def test_it_is_cached_as_soon_as_its_responses_say_so(cache: Cache, before: dict[str, str]) -> None:
+    page = Page(**before)
+    app = CacheMiddleware(page, cache=cache)
+    for _ in range(3):
+        await ask(app)
+    page.headers["cache-control"] = "public, max-age=60"
+    assert [(await ask(app)).hit for _ in range(3)] == [False, False, True]
+
+
+async def test_it_is_cached_as_soon_as_its_route_says_so(cache: Cache) -> None:
+    """A guard that has answered before says nothing of the endpoint."""
+    let_in: list[bool] = [False]
+
+    class Guard:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await (self.app if let_in[0] else PlainTextResponse("no", 403))(scope, receive, send)
+
+    app = Starlette(routes=[StarletteRoute("/", cache_response(60, public=True)(counting()))])
+    app.add_middleware(Guard)
+    app.add_middleware(CacheMiddleware, cache=cache)
+    for _ in range(2):
+        assert (await ask(app)).status == 403
+    let_in[0] = True
+    assert [(await ask(app)).hit for _ in range(3)] == [False, False, True]
+
+
+async def test_a_request_that_says_something_gets_a_whole_exchange(cache: Cache) -> None:
+    """Silence is for those that leave everything to the cache."""
+    app = CacheMiddleware(Page(), cache=cache)
+    for _ in range(2):
+        await ask(app)
+    assert (await ask(app, headers={"cache-control": "only-if-cached"})).status == 504
+
+
+async def test_where_tags_go_out_they_always_do(cache: Cache) -> None:
+    async def page(request: Request) -> PlainTextResponse:
+        add_tags("a")
+        return PlainTextResponse("page")
+
+    app = Starlette(routes=[StarletteRoute("/", page)])
+    app.add_middleware(CacheMiddleware, cache=cache, expose_tags="x-tags")
+    assert [(await ask(app)).header("x-tags") for _ in range(3)] == ["a", "a", "a"]
+
+
+@contextmanager
+def spying(cache: Cache) -> Iterator[list[str]]:
+    """The keys that the backend is asked for."""
+    backend = cache._filling().backend
+    read, reads = backend.read, list[str]()
+
+    async def counting_read(key: str) -> Any:
+        reads.append(key)
+        return await read(key)
+
+    backend.read = counting_read  # type: ignore[method-assign]
+    yield reads
+    del backend.read  # type: ignore[method-assign]

@@ -15,6 +15,7 @@ from asynctag.http.rules import (
     RequestFacts,
     Storable,
     Store,
+    may_be_stored,
     may_serve,
     not_modified,
     not_modified_headers,
@@ -291,6 +292,26 @@ TARGET, CDN = b"my-cache-control", b"cdn-cache-control"
 def test_a_field_for_this_cache_stands_over_cache_control_rfc9213_2_2(headers: Pairs, expected: object) -> None:
     """And over `Expires`; the first of the names that is there and can be read. One that cannot counts as absent."""
     assert storable(GET, 200, headers, None, targets=(TARGET, CDN), now=NOW) == expected
+
+
+SAYING = [
+    (name, value)
+    for name in (b"cache-control", b"expires", CDN, b"x-other")
+    for value in (
+        b"public, max-age=5",
+        b"no-store",
+        b"Private",
+        b"no-store, must-understand, s-maxage=5",
+        date(NOW + 9),
+    )
+]
+
+
+@given(st.lists(st.sampled_from(SAYING), max_size=4), st.sampled_from(["declared", "rfc9111"]))
+def test_a_glance_never_overlooks_what_may_be_stored(headers: Pairs, store: Store) -> None:
+    """What it lets go by is not stored for any reason."""
+    if not may_be_stored(headers, (CDN,)):
+        assert isinstance(storable(GET, 200, headers, None, store=store, targets=(CDN,), now=NOW), str)
 
 
 def test_a_field_for_caches_is_no_leave_for_authenticated_answers_rfc9111_3_5() -> None:

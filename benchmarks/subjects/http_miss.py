@@ -60,12 +60,12 @@ def run(run: Run) -> Report:
                     label,
                     f"{1 / times[label]:.2f}",
                     f"{times[label]:.2f}×",
-                    f"{median(found.rates[name]):,.0f}",
-                    duration(median(found.costs[name])),
-                    "" if name == PLAIN.label else duration(added(found, name)),
+                    f"{median(one.rates[name]):,.0f}",
+                    duration(median(one.costs[name])),
+                    "" if name == PLAIN.label else duration(added(one, name)),
                 ]
                 for label in times
-                for name, found in [(label.removesuffix(AGAIN), again if label.endswith(AGAIN) else found)]
+                for name, one in [(label.removesuffix(AGAIN), again if label.endswith(AGAIN) else found)]
             ],
         )
     )

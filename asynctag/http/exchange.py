@@ -476,10 +476,13 @@ class Exchange:
 
     # --- storing -----------------------------------------------------------------------------------------
 
-    async def store(self, start: Message, body: bytes, lifetime: Storable, *, validated: bool) -> bool:
+    async def store(
+        self, start: Message, body: bytes, lifetime: Storable, *, validated: bool, adds_cache_control: bool
+    ) -> bool:
         """Store a whole response; whether it was. Its tags are those gathered until now.
 
         `validated`: it has a validator of the application's own, which can be asked about it later.
+        `adds_cache_control`: what it says of caching was added for clients.
         """
         assert self.filler is not None
         headers = start.get("headers") or ()
@@ -505,8 +508,13 @@ class Exchange:
         key = self.address.response_key(dims)
         if key != self._key:
             self.land(Fate.UNSHARED)  # those who wait asked for something else
+        # By its own word, a response is as old as the request for it (RFC 9111 §4.2.3); by a policy's, as its entry.
+        delay = self.filler.backend.clock() - self._started if self.policy is None or self.policy.ttl is None else 0.0
+        if lifetime.lifetime <= delay:
+            self.land(Fate.UNSHARED)
+            return False
         expiry = Expiry(
-            ttl=min(lifetime.lifetime, self.cache.max_ttl),
+            ttl=min(lifetime.lifetime - delay, self.cache.max_ttl),
             stale_while_revalidate=lifetime.stale_while_revalidate,
             stale_if_error=lifetime.stale_if_error,
             jitter=self.policy.jitter if self.policy is not None else 0.0,
@@ -520,11 +528,12 @@ class Exchange:
             headers,
             body,
             now=time.time(),
-            age=age,
+            age=age + delay,
             public=lifetime.public,
             with_cookies=dims.cookies is not None or b"cookie" in dims.vary or dims.keyed,
             stale_if_error=lifetime.stale_if_error,
             must_revalidate=lifetime.must_revalidate,
+            adds_cache_control=adds_cache_control,
         )
         # Dependencies may have read what it was built from before its flight began: who waits gets it only if the
         # store accepts it.
@@ -550,10 +559,12 @@ class Exchange:
         if not head_matches(response, headers):
             await self.cache._invalidate([key], queue=True)
         elif reading.stale:
-            updated = updated_by(response, headers)
+            updated, adds = updated_by(response, headers), response.adds_cache_control
             verdict = self.verdict(200, updated, replace(self.facts, method="GET"))
             if not isinstance(verdict, str):
-                await self.store({"status": 200, "headers": updated}, response.body, verdict, validated=True)
+                updated += [pair for pair in response.headers if adds and pair[0] == b"cache-control"]
+                start = {"status": 200, "headers": updated}
+                await self.store(start, response.body, verdict, validated=True, adds_cache_control=adds)
 
     def verdict(self, status: int, headers: Headers, facts: RequestFacts | None = None) -> Storable | str:
         """Whether a response with this start may be stored, or why not."""

@@ -46,6 +46,7 @@ class Outgoing:
         self._recording: _Recording | None = None
         self._not_stored: str | None = None
         self._confirmed: StoredResponse | None = None
+        self._adds = False  # a word to clients is added
         self._validated = False  # the application has sent a validator of its own
         self._held: list[bytes] = []  # chunks that wait for the end of the body
         self.succeeded = False
@@ -98,9 +99,7 @@ class Outgoing:
                 self._phase = Phase.UNCONFIRMED
                 return
             self._confirmed, status = asked_about, asked_about.status
-            # A cookie that comes with it is for this client alone: with one, it is not stored.
-            cookies = [pair for pair in headers if pair[0] == b"set-cookie"]
-            headers = updated_by(asked_about, headers) + cookies
+            headers = updated_by(asked_about, headers)
         elif status == 200 and exchange.facts.method == "HEAD":
             await exchange.compare(headers)
         self._start, self._phase = {**start, "status": status, "headers": headers}, Phase.HELD
@@ -118,6 +117,7 @@ class Outgoing:
         self._validated = self._confirmed is not None or any(name in VALIDATORS for name, _ in headers)
         if field(headers, b"cache-control") is None and field(headers, b"expires") is None:
             # No invalidation reaches the caches of clients. They are to ask, and get a 304.
+            self._adds = True
             keyed = exchange.policy is not None and exchange.policy.key is not None
             headers.append(FOR_ITS_OWNER if keyed else FOR_CLIENTS)
         self._start = {**self._start, "headers": varied(headers, exchange.policy)}
@@ -173,7 +173,9 @@ class Outgoing:
         if status == 200 and field(headers, b"etag") is None:
             headers.append((b"etag", make_etag(body)))
         whole = {**start, "headers": headers}
-        stored = await self._exchange.store(whole, body, recording.lifetime, validated=self._validated)
+        stored = await self._exchange.store(
+            whole, body, recording.lifetime, validated=self._validated, adds_cache_control=self._adds
+        )
         if self._phase is Phase.SENT:
             return chunk
         self._start = whole

@@ -35,6 +35,7 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
     last_modified: bytes | None
     stale_if_error: float
     must_revalidate: bool
+    adds_cache_control: bool  # the application said nothing of caching: what stands there was added for clients
 
     def answer(self, request: RequestFacts, now: float, extra: Headers) -> tuple[Message, Message]:
         """The messages that answer `request` at `now`, in seconds since the epoch: a 304 where the client has it.
@@ -68,6 +69,7 @@ def make_stored(
     with_cookies: bool = False,
     stale_if_error: float = 0.0,
     must_revalidate: bool = False,
+    adds_cache_control: bool = False,
 ) -> StoredResponse:
     """`headers` as they are sent, those of one connection or one answer among them."""
     kept = stored_headers(headers)
@@ -86,6 +88,7 @@ def make_stored(
         last_modified=modified if modified is not None and http_date(modified) is not None else None,
         stale_if_error=stale_if_error,
         must_revalidate=must_revalidate,
+        adds_cache_control=adds_cache_control,
     )
 
 

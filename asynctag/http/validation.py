@@ -19,6 +19,8 @@ VALIDATORS = frozenset({b"etag", b"last-modified"})
 #: they are to ask, and get a 304. What is one user's is for no other cache on the way.
 FOR_CLIENTS, FOR_ITS_OWNER = (b"cache-control", b"no-cache"), (b"cache-control", b"private, no-cache")
 
+_OF_ONE_ANSWER = frozenset({b"age", b"set-cookie"})
+
 #: What a client asks on conditions of its own, or in part (RFC 9110 §13.1, §14.2).
 _OWN_CONDITIONS = frozenset(
     {b"if-match", b"if-modified-since", b"if-none-match", b"if-range", b"if-unmodified-since", b"range"}
@@ -113,9 +115,9 @@ def freshened(stored: Headers, headers: Headers) -> tuple[tuple[bytes, bytes], .
 
 def updated_by(response: StoredResponse, headers: Headers) -> list[tuple[bytes, bytes]]:
     """The headers of `response` as the application would send them now, by those of a 304 or of a `HEAD`'s 200."""
-    # What was added for clients: with a `no-cache` of its own a response is not stored.
-    kept = [pair for pair in response.headers if pair not in (FOR_CLIENTS, FOR_ITS_OWNER)]
-    return list(freshened(kept, headers))
+    kept = [pair for pair in response.headers if not (response.adds_cache_control and pair[0] == b"cache-control")]
+    # What is of this answer alone is never stored, and still counts: how old it is, and whether it is one client's.
+    return [*freshened(kept, headers), *(pair for pair in headers if pair[0] in _OF_ONE_ANSWER)]
 
 
 def head_matches(response: StoredResponse, headers: Headers) -> bool:

@@ -4,7 +4,6 @@ import logging
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
-from asynctag.errors import InvalidationError
 from asynctag.http.asgi import AsgiScope, Message, Send
 from asynctag.http.exchange import Address
 from asynctag.http.rules import Headers
@@ -64,10 +63,17 @@ class Change:
         names = [one.record_key() for one in (target, *addresses)]
         names += [tag_name(cache.namespace, one) for one in check_tags(groups)]
         try:
-            # What was changed is changed: that the backend does not answer now is no reason to say anything else.
             await cache._invalidate(names, queue=True)
-        except InvalidationError as error:
-            logger.error("%s %s has changed something, and %s", asgi["method"], asgi["path"], error)
+        except Exception as error:
+            # What was changed is changed: that a backend or a CDN does not answer is no reason to tell the client of
+            # a failure.
+            logger.error(
+                "%s %s has changed something, and what is cached of it may be old: %s",
+                asgi["method"],
+                asgi["path"],
+                error,
+                exc_info=error,
+            )
 
     def _announced(self, headers: list[tuple[bytes, bytes]], groups: tuple[str, ...]) -> list[tuple[bytes, bytes]]:
         """The headers, with what was invalidated as groups, for the caches on the way."""

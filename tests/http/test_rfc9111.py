@@ -569,6 +569,20 @@ async def test_a_hook_is_awaited_and_its_error_told(cache: Cache) -> None:
         await cache.invalidate("bad")
 
 
+async def test_a_cdn_that_is_not_purged_fails_no_change(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    """By its URL; who invalidates a tag in the endpoint is told. What the application has done is done."""
+
+    @cache.after_invalidation
+    async def purge(tags: tuple[str, ...]) -> None:
+        raise OSError("the CDN does not answer")
+
+    app = CacheMiddleware(Origin(), cache=cache)
+    await ask(app)
+    assert (await ask(app, method="POST")).status == 200
+    assert "the CDN does not answer" in caplog.text
+    assert not (await ask(app)).hit
+
+
 BAD: list[Callable[[], dict[str, Any]]] = [
     lambda: {"validate_for": -1},
     lambda: {"target": "not a name"},

@@ -515,7 +515,8 @@ class Filler:
         now = self.backend.clock()
         times = job.expiry.times(now, now - started, scope.fresh_until, scope.expires)
         # In one order in every process: those that have read an entry know the next one with its tags by their bytes.
-        tags = tuple(sorted(scope.tags))
+        # In this one, what users have written comes first: of several that were invalidated, the first is named.
+        tags = tuple(sorted(scope.tags, reverse=True))
         return Entry(job.key, kept.body, kept.thaw, job.codec, kept.size, tags, stamp, *times)
 
     async def _fallback(self, job: Job, flight: Flight | None, parent: Scope | None, error: Exception) -> Any:

@@ -210,7 +210,10 @@ class Outgoing:
         forward, detail = exchange.forward, None
         if forward == "uri-miss" and miss is not None and miss.cause is not Cause.ABSENT:
             forward = "stale"
-            detail = miss.cause.value if miss.tag is None else describe(miss.tag, exchange.cache.namespace)
+            if miss.tag == exchange.address.record_key():
+                detail = "its URL"  # something has changed it (RFC 9111 §4.4)
+            else:
+                detail = miss.cause.value if miss.tag is None else describe(miss.tag, exchange.cache.namespace)
         return cache_status(fwd=forward, fwd_status=self._fwd_status, stored=stored, detail=detail, name=name)
 
     @property

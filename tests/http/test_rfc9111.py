@@ -274,6 +274,13 @@ async def test_4_4_a_change_makes_all_of_the_url_stale(cache: Cache, method: str
     assert (await ask(app, "/b")).hit
 
 
+async def test_4_4_a_route_says_that_it_was_its_url(cache: Cache) -> None:
+    app = shop(cache)
+    await ask(app)
+    await ask(app, method="POST")
+    assert (await ask(app)).cache_status == 'asynctag; fwd=stale; stored; detail="its URL"'
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 500])
 async def test_4_4_an_error_changes_nothing(cache: Cache, status: int) -> None:
     """Who may not change a page cannot empty the cache of it either."""

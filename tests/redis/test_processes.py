@@ -125,5 +125,5 @@ async def test_each_process_stores_the_tags_in_one_order(seed: int, redis_server
     entry = (await backend.inspect(key_name("", "page"))).entry
     await backend.aclose()
     assert entry is not None
-    assert list(entry.tags) == sorted(entry.tags)
+    assert list(entry.tags) == sorted(entry.tags, reverse=True)
     assert len(entry.tags) >= 6

@@ -10,7 +10,6 @@ from asynctag.http.rules import Headers
 from asynctag.http.surrogates import OVERFLOW, parse_groups, write_groups
 from asynctag.http.unsafe import changed_urls
 from asynctag.names import tag_name
-from asynctag.tags import check_tags
 
 if TYPE_CHECKING:
     from asynctag.http.middleware import CacheMiddleware
@@ -61,7 +60,7 @@ class Change:
         )
         addresses = [Address({**asgi, "raw_path": raw, "path": path}, cache.namespace) for raw, path in others]
         names = [one.record_key() for one in (target, *addresses)]
-        names += [tag_name(cache.namespace, one) for one in check_tags(groups)]
+        names += [tag_name(cache.namespace, one) for one in groups]
         try:
             await cache._invalidate(names, queue=True)
         except Exception as error:

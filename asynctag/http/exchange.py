@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from contextvars import ContextVar
 from dataclasses import replace
-from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -25,7 +24,17 @@ from asynctag.http.rules import Headers, Policy, RequestFacts, Storable, may_be_
 from asynctag.http.stored import RESPONSES, StoredResponse, field, make_stored
 from asynctag.http.surrogates import parse_groups
 from asynctag.http.validation import conditional, head_matches, updated_by, validators
-from asynctag.http.variants import DIMENSIONS, Dimensions, dimensions, shortened, url_base, url_path, variant_key
+from asynctag.http.variants import (
+    DIMENSIONS,
+    Dimensions,
+    dimensions,
+    keyed_by,
+    shortened,
+    url_base,
+    url_path,
+    variant_key,
+    widened,
+)
 from asynctag.names import KEY, tag_name
 from asynctag.scope import Scope, current_scope, live_scope
 
@@ -47,25 +56,22 @@ class Silence:
     As soon as somebody does, a route or a response, the URL's next request gets an exchange.
     """
 
-    __slots__ = ("_end", "_send", "_targets")
+    __slots__ = ("_send", "_targets", "end")
 
     def __init__(self, send: Send, targets: tuple[bytes, ...], end: Callable[[], None]) -> None:
         self._send = send
         self._targets = targets
-        self._end = end
+        #: To be called by a route that has a policy.
+        self.end = end
 
     def __bool__(self) -> Literal[False]:
         return False
-
-    def end(self) -> None:
-        """A route has a policy."""
-        self._end()
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = [(name.lower(), value) for name, value in message.get("headers") or ()]
             if may_be_stored(headers, self._targets):
-                self._end()
+                self.end()
         await self._send(message)
 
 
@@ -391,8 +397,10 @@ class Exchange:
         policy = self.policy
         if policy is None or self.bypass is not None:
             return None
-        known = self.dims.vary if self.dims is not None else ()
-        return await self.find(_keyed(policy, known))
+        return await self.find(self._looked_up_by(policy))
+
+    def _looked_up_by(self, policy: Policy) -> Dimensions:
+        return keyed_by(policy, self.dims.vary if self.dims is not None else ())
 
     def hit(self, stored: Stored) -> tuple[Message, Message]:
         """The messages of a hit. What the application sends from here on goes out as it is."""
@@ -411,7 +419,7 @@ class Exchange:
     async def explain(self) -> ResponseExplanation:
         """What was decided for this request so far, and what is stored for it."""
         bypass = "disabled" if self.filler is None else self.bypass
-        dims = self.dims if self.policy is None else _keyed(self.policy, self.dims.vary if self.dims else ())
+        dims = self.dims if self.policy is None else self._looked_up_by(self.policy)
         if bypass is not None or dims is None:
             return ResponseExplanation(self.policy, bypass)
         entry = await self.cache._explain(self.scope.name, self.address.response_key(dims))
@@ -498,7 +506,7 @@ class Exchange:
         if known is not None:
             # Once one page of the URL is served before routing, the others are looked for there too.
             public = dims.public or known.public
-            dims = replace(_widened(dims, known.vary), public=public, head=known.head)
+            dims = replace(widened(dims, known.vary), public=public, head=known.head)
         if dims != known:
             recorded = await self._keep_record(dims)
             if recorded is None:
@@ -600,7 +608,7 @@ class Exchange:
         reading = await self.filler.read(key)
         there = record_of(reading)
         if there is not None:
-            dims = replace(_widened(dims, there.vary), public=dims.public or there.public, head=head or there.head)
+            dims = replace(widened(dims, there.vary), public=dims.public or there.public, head=head or there.head)
         narrowed = (there or self.dims or dims).plain and not dims.plain
         if dims != there:
             try:
@@ -644,32 +652,6 @@ class Exchange:
         self.land(Fate.UNSHARED)
         self.scope.absorb(reading.entry, self.scope.backend, stale=reading.stale)
         return self.middleware.answer(response, reading.entry, self.facts, stale=reading.stale)
-
-
-def _keyed(policy: Policy, known: tuple[bytes, ...]) -> Dimensions:
-    """The dimensions by which a request is looked up under `policy`, where responses are `known` to vary."""
-    return _looked_up_by(
-        policy.vary_fields, policy.cookies, policy.query, policy.ignore_query, policy.key is not None, known
-    )
-
-
-@lru_cache(maxsize=1024)
-def _looked_up_by(
-    vary: tuple[bytes, ...],
-    cookies: tuple[str, ...] | None,
-    query: tuple[str, ...] | None,
-    ignored: tuple[str, ...],
-    keyed: bool,
-    known: tuple[bytes, ...],
-) -> Dimensions:
-    return _widened(Dimensions(vary, cookies, query, ignored=ignored, keyed=keyed), known)
-
-
-def _widened(dims: Dimensions, known: tuple[bytes, ...]) -> Dimensions:
-    vary = {*dims.vary, *known}
-    if dims.cookies is not None and b"cookie" not in dims.vary:
-        vary.discard(b"cookie")  # the policy says which cookies that means
-    return replace(dims, vary=tuple(sorted(vary)))
 
 
 def record_of(reading: Reading | None) -> Dimensions | None:

@@ -12,7 +12,7 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from hashlib import blake2b
 from math import floor
-from typing import Literal
+from typing import Literal, NamedTuple
 from urllib.parse import unquote_plus
 
 from asynctag.http.structured import INTEGER_MAX, escape, parse_dictionary, write_name, write_string
@@ -35,6 +35,15 @@ _ASCTIME = re.compile(r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ 0-9][0-9] [0-9]{2}:[0-9]{2
 def is_field_name(name: bytes) -> bool:
     """Whether `name` is a token (RFC 9110 §5.6.2), as names of fields and of cookies are."""
     return _TOKEN.fullmatch(name) is not None
+
+
+#: What would end a field, and begin another (RFC 9110 §5.5).
+_LINE_ENDS = frozenset(b"\r\n\0")
+
+
+def is_field(name: bytes, value: bytes) -> bool:
+    """Whether a server sends such a field."""
+    return is_field_name(name) and _LINE_ENDS.isdisjoint(value)
 
 
 def split_list(line: bytes) -> list[bytes]:
@@ -203,6 +212,19 @@ def parse_age(values: Iterable[bytes]) -> int | None:
 def make_etag(body: bytes) -> bytes:
     """A strong validator of `body`, the same in every process."""
     return b'"%b"' % blake2b(body, digest_size=16).hexdigest().encode()
+
+
+class EntityTag(NamedTuple):
+    """An entity tag. `opaque` is what it is compared by, quotes included."""
+
+    opaque: bytes
+    weak: bool
+
+
+def entity_tag(value: bytes | None) -> EntityTag | None:
+    """The entity tag that a field holds, `None` if it is not exactly one (RFC 9110 §8.8.3)."""
+    found = _ETAG.fullmatch(value.strip(_OWS)) if value is not None else None
+    return None if found is None else EntityTag(found[2], found[1] is not None)
 
 
 def etag_matches(if_none_match: bytes, etag: bytes) -> bool:

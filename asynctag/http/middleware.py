@@ -67,6 +67,9 @@ class _Known:
         self.held: tuple[bytes, StoredResponse] | None = None
         self.sent: tuple[Fields | None, int, list[tuple[bytes, bytes]]] = (None, 0, [])
 
+    def end_silence(self) -> None:
+        self.silent = False
+
 
 class CacheMiddleware:
     """ASGI middleware that caches whole responses by the tags gathered while they were rendered.
@@ -116,8 +119,9 @@ class CacheMiddleware:
             raise ConfigurationError(f'CacheMiddleware(store={store!r}): give "declared" or "rfc9111"')
         if isinstance(max_body, bool) or not isinstance(max_body, int) or max_body < 0:
             raise ConfigurationError(f"CacheMiddleware(max_body={max_body!r}): give a number of bytes")
-        if expose_tags is not None and not (isinstance(expose_tags, str) and is_field_name(expose_tags.encode())):
-            raise ConfigurationError(f"CacheMiddleware(expose_tags={expose_tags!r}): give the name of a header")
+        for option, header in {"expose_tags": expose_tags, "target": target}.items():
+            if header is not None and not (isinstance(header, str) and is_field_name(header.encode())):
+                raise ConfigurationError(f"CacheMiddleware({option}={header!r}): give the name of a header")
         if isinstance(policy, Mapping):
             policy = PathPolicies(policy)
         elif policy is not None and not callable(policy):
@@ -133,8 +137,6 @@ class CacheMiddleware:
         self.name = name
         #: For how long past its freshness a response is kept that the application can be asked about, in seconds.
         self.validate_for = seconds(validate_for, "validate_for")
-        if target is not None and not (isinstance(target, str) and is_field_name(target.encode())):
-            raise ConfigurationError(f"CacheMiddleware(target={target!r}): give the name of a header")
         self.own_target = target.lower().encode() if target is not None else None
         #: The fields that speak to this cache, and not to clients; the first that is there counts (RFC 9213).
         self.targets = (*((self.own_target,) if self.own_target is not None else ()), b"cdn-cache-control")
@@ -199,11 +201,7 @@ class CacheMiddleware:
 
     async def _pass_silently(self, scope: AsgiScope, receive: Receive, send: Send, known: _Known) -> None:
         """Run the application for a URL of which nobody wants responses cached, and notice where somebody does."""
-
-        def end() -> None:
-            known.silent = False
-
-        silence = Silence(send, self.targets, end)
+        silence = Silence(send, self.targets, known.end_silence)
         scope[SCOPE_KEY] = RequestCache(self.cache, None)
         token = current_exchange.set(silence)
         try:

@@ -8,7 +8,7 @@ from asynctag.http.asgi import Message, Send
 from asynctag.http.headers import Forward, cache_status, make_etag
 from asynctag.http.rules import Storable, not_modified, not_modified_headers
 from asynctag.http.stored import StoredResponse, field
-from asynctag.http.validation import FOR_CLIENTS, FOR_ITS_OWNER, VALIDATORS, confirms, updated_by
+from asynctag.http.validation import VALIDATORS, confirms, updated_by
 from asynctag.http.variants import varied
 from asynctag.names import describe
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 #: Statuses instead of which a stale response is served, within its `stale_if_error` (RFC 5861 §4).
 ERRORS = frozenset({500, 502, 503, 504})
 
+
+#: What goes out with a stored response that says nothing of caching. No invalidation reaches the caches of clients:
+#: they are to ask, and get a 304. What is one user's is for no other cache on the way.
+FOR_CLIENTS, FOR_ITS_OWNER = (b"cache-control", b"no-cache"), (b"cache-control", b"private, no-cache")
 
 #: About what a server takes of a body without waiting for the client, in bytes.
 SOCKET_TAKES = 65_536
@@ -116,7 +120,6 @@ class Outgoing:
         self._recording = _Recording(verdict, exchange.middleware.max_body)
         self._validated = self._confirmed is not None or any(name in VALIDATORS for name, _ in headers)
         if field(headers, b"cache-control") is None and field(headers, b"expires") is None:
-            # No invalidation reaches the caches of clients. They are to ask, and get a 304.
             self._adds = True
             keyed = exchange.policy is not None and exchange.policy.key is not None
             headers.append(FOR_ITS_OWNER if keyed else FOR_CLIENTS)

@@ -1,15 +1,13 @@
 """Policies by path, for routes of any framework: one place that says which requests are cached, and how."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from starlette.requests import HTTPConnection
 from starlette.routing import compile_path
 
 from asynctag.errors import ConfigurationError
 from asynctag.http.rules import Policy
-
-PolicyOf = Callable[[HTTPConnection], Policy | None]
 
 
 class PathPolicies:

@@ -8,10 +8,9 @@ from enum import Enum
 
 import msgspec
 
-from asynctag.http.headers import http_date
+from asynctag.http.headers import entity_tag, http_date
 from asynctag.http.rules import RequestFacts, not_modified
 from asynctag.http.stored import StoredResponse, field
-from asynctag.http.validation import entity_tag
 
 #: One range of bytes; positions of more digits than any file has bytes are not read. Commas may stand around it, since
 #: recipients parse empty members of a list (RFC 9110 §5.6.1).

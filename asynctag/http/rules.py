@@ -13,6 +13,7 @@ from asynctag.http.headers import (
     CacheControl,
     etag_matches,
     http_date,
+    is_field,
     is_field_name,
     parse_age,
     parse_cache_control,
@@ -320,7 +321,7 @@ def storable(
         return "method"
     if request.range is not None:  # whatever it is, it is not sure to be the whole
         return "range"
-    if any(not is_field_name(name) or not _NO_LINE_ENDS.isdisjoint(value) for name, value in headers):
+    if not all(is_field(name, value) for name, value in headers):
         return "malformed"  # servers refuse to send it, and would refuse every hit
     reason = _why_request_is_private(request, directives, held, cookies) or _why_not_whole(
         status, fields, directives, _statuses(policy, store)
@@ -361,9 +362,6 @@ def storable(
 
 
 _ONLY_200 = frozenset({200})
-
-#: What would end a field, and begin another (RFC 9110 §5.5).
-_NO_LINE_ENDS = frozenset(b"\r\n\0")
 
 
 def _directives(fields: Mapping[bytes, list[bytes]], targets: Sequence[bytes]) -> tuple[CacheControl, bool]:

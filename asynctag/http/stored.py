@@ -5,14 +5,12 @@ from typing import Any
 
 import msgspec
 
-from asynctag.codec import Codec, Kept
+from asynctag.codec import Kept
 from asynctag.errors import CorruptEntryError
 from asynctag.http.asgi import Message
-from asynctag.http.headers import http_date, is_field_name
+from asynctag.http.headers import http_date, is_field
+from asynctag.http.packed import PackedCodec
 from asynctag.http.rules import Headers, RequestFacts, not_modified, not_modified_headers, stored_headers
-
-#: What would end a header, and begin another.
-_NO_CONTROLS = frozenset(b"\r\n\0")
 
 #: What an object of a stored response takes beyond its bytes: itself, its headers' tuples and objects.
 _OVERHEAD, _PER_HEADER = 200, 150
@@ -97,26 +95,13 @@ def field(headers: Headers, name: bytes) -> bytes | None:
     return next((value for found, value in headers if found.lower() == name), None)
 
 
-class _ResponseCodec(Codec):
-    """Stored responses are of one type, made here and immutable: they need no proof, and are kept as they are."""
-
-    def __init__(self) -> None:
-        self.annotation = StoredResponse
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(StoredResponse)
-
-    def encode(self, value: Any) -> bytes:
-        return self._encoder.encode(value)
-
+class _ResponseCodec(PackedCodec):
     def decode(self, data: bytes) -> Any:
-        try:
-            response = self._decoder.decode(data)
-        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-            raise CorruptEntryError(f"not a stored response: {error}") from error
+        response = super().decode(data)
         if not (200 <= response.status <= 599 and isfinite(response.born) and isfinite(response.stale_if_error)):
             raise CorruptEntryError("a response that was never stored")
         for name, value in response.headers:
-            if not is_field_name(name) or not _NO_CONTROLS.isdisjoint(value):
+            if not is_field(name, value):
                 raise CorruptEntryError("a response with headers that are none")
         return response
 
@@ -125,4 +110,4 @@ class _ResponseCodec(Codec):
         return Kept(value, None, size)
 
 
-RESPONSES = _ResponseCodec()
+RESPONSES = _ResponseCodec(StoredResponse, "a stored response")

@@ -3,21 +3,12 @@
 A validator that cannot be read validates nothing: the response is then asked for anew.
 """
 
-import re
-from typing import NamedTuple
-
-from asynctag.http.headers import http_date, make_etag
+from asynctag.http.headers import entity_tag, http_date, make_etag
 from asynctag.http.rules import Headers, stored_headers
 from asynctag.http.stored import StoredResponse
 
-_ENTITY_TAG = re.compile(rb'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
-
 #: The fields by which a response can be asked about (RFC 9110 §8.8).
 VALIDATORS = frozenset({b"etag", b"last-modified"})
-
-#: What goes out with a stored response that says nothing of caching. No invalidation reaches the caches of clients:
-#: they are to ask, and get a 304. What is one user's is for no other cache on the way.
-FOR_CLIENTS, FOR_ITS_OWNER = (b"cache-control", b"no-cache"), (b"cache-control", b"private, no-cache")
 
 _OF_ONE_ANSWER = frozenset({b"age", b"set-cookie"})
 
@@ -40,19 +31,6 @@ _OF_THE_BODY = frozenset(
         b"repr-digest",
     }
 )
-
-
-class EntityTag(NamedTuple):
-    """An entity tag. `opaque` is what it is compared by, quotes included."""
-
-    opaque: bytes
-    weak: bool
-
-
-def entity_tag(value: bytes | None) -> EntityTag | None:
-    """The entity tag that a field holds, `None` if it is not exactly one (RFC 9110 §8.8.3)."""
-    found = _ENTITY_TAG.fullmatch(value.strip(b" \t")) if value is not None else None
-    return None if found is None else EntityTag(found[2], found[1] is not None)
 
 
 def validators(response: StoredResponse) -> list[tuple[bytes, bytes]]:

@@ -1,15 +1,14 @@
 """What tells the responses of one URL apart, and the key under which each is kept: functions, without I/O or clocks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-import msgspec
-
-from asynctag.codec import Codec, Kept
-from asynctag.errors import CorruptEntryError
+from asynctag.codec import Kept
 from asynctag.http.headers import cookie_values, parse_vary, sort_query
+from asynctag.http.packed import PackedCodec
 from asynctag.http.rules import Headers, Policy
 
 MAX_PLAIN_KEY = 512
@@ -43,29 +42,13 @@ class Dimensions:
         return not (self.vary or self.cookies or self.ignored or self.keyed) and self.query is None
 
 
-class _DimensionsCodec(Codec):
-    """Dimensions are made here, and immutable: they need no proof, and are kept as they are."""
-
-    def __init__(self) -> None:
-        self.annotation = Dimensions
-        self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(Dimensions)
-
-    def encode(self, value: Any) -> bytes:
-        return self._encoder.encode(value)
-
-    def decode(self, data: bytes) -> Any:
-        try:
-            return self._decoder.decode(data)
-        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-            raise CorruptEntryError(f"not what tells responses apart: {error}") from error
-
+class _DimensionsCodec(PackedCodec):
     def keep(self, value: Any) -> Kept:
         named = (*value.vary, *(value.cookies or ()), *(value.query or ()), *value.ignored)
         return Kept(value, None, _OVERHEAD + sum(map(len, named)))
 
 
-DIMENSIONS = _DimensionsCodec()
+DIMENSIONS = _DimensionsCodec(Dimensions, "what tells responses apart")
 
 #: Those of a URL that is the whole key of its response.
 PLAIN = Dimensions()
@@ -78,17 +61,34 @@ def dimensions(policy: Policy | None, headers: Headers, *, public: bool) -> Dime
         return None
     if policy is None:
         return Dimensions(vary=own, public=public)
-    vary = {*policy.vary_fields, *own}
-    if policy.cookies is not None and b"cookie" not in policy.vary_fields:
-        vary.discard(b"cookie")  # the policy says which cookies that means
-    return Dimensions(
-        tuple(sorted(vary)),
-        policy.cookies,
-        policy.query,
-        public,
-        ignored=policy.ignore_query,
-        keyed=policy.key is not None,
+    return replace(keyed_by(policy, own), public=public)
+
+
+def keyed_by(policy: Policy, vary: tuple[bytes, ...]) -> Dimensions:
+    """The dimensions by which a request is looked up under `policy`, where responses also vary by `vary`."""
+    return _keyed_by(
+        policy.vary_fields, policy.cookies, policy.query, policy.ignore_query, policy.key is not None, vary
     )
+
+
+@lru_cache(maxsize=1024)
+def _keyed_by(
+    named: tuple[bytes, ...],
+    cookies: tuple[str, ...] | None,
+    query: tuple[str, ...] | None,
+    ignored: tuple[str, ...],
+    keyed: bool,
+    vary: tuple[bytes, ...],
+) -> Dimensions:
+    return widened(Dimensions(named, cookies, query, ignored=ignored, keyed=keyed), vary)
+
+
+def widened(dims: Dimensions, vary: tuple[bytes, ...]) -> Dimensions:
+    """`dims`, where responses also vary by `vary`."""
+    fields = {*dims.vary, *vary}
+    if dims.cookies is not None and b"cookie" not in dims.vary:
+        fields.discard(b"cookie")  # the policy says which cookies that means
+    return replace(dims, vary=tuple(sorted(fields)))
 
 
 def varied(headers: list[tuple[bytes, bytes]], policy: Policy | None) -> list[tuple[bytes, bytes]]:

@@ -1,9 +1,7 @@
 """The bare callable with as many headers as a cached response has: the server checks and joins each of them."""
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
-
 from benchmarks.servers import bare
+from benchmarks.servers.asgi import Receive, Scope, Send
 
 HEADERS = [
     *bare.HEADERS,
@@ -15,11 +13,7 @@ HEADERS = [
 START = {"type": "http.response.start", "status": 200, "headers": HEADERS}
 
 
-async def app(
-    scope: MutableMapping[str, Any],
-    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-    send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-) -> None:
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
     assert scope["type"] == "http"
     await send(START)
     await send(bare.BYTES)

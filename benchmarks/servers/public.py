@@ -1,9 +1,7 @@
 """A bare ASGI callable whose responses say that they are public: what a middleware may keep without asking more."""
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
-
 from benchmarks.servers import bare, body
+from benchmarks.servers.asgi import Receive, Scope, Send
 
 START = {
     "type": "http.response.start",
@@ -12,11 +10,7 @@ START = {
 }
 
 
-async def app(
-    scope: MutableMapping[str, Any],
-    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-    send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-) -> None:
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
     assert scope["type"] == "http"
     if scope["path"] == "/computed":
         said = str(body.computed).encode()

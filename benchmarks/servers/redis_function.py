@@ -1,12 +1,11 @@
 """A bare ASGI callable that awaits a function cached on Redis for each request: a hit, without the HTTP cache."""
 
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from asynctag import Cache
 from asynctag.backends.redis import RedisBackend
 from benchmarks.servers import body
+from benchmarks.servers.asgi import Receive, Scope, Send
 from benchmarks.servers.bare import START
 
 cache = Cache(RedisBackend.from_url(os.environ["REDIS_URL"], timeout=30))
@@ -18,11 +17,7 @@ async def product(path: str) -> bytes:
     return body.BODY
 
 
-async def app(
-    scope: MutableMapping[str, Any],
-    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-    send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-) -> None:
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
     assert scope["type"] == "http"
     found = await product(scope["path"])
     await send(START)

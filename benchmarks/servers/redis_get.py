@@ -1,22 +1,17 @@
 """A bare ASGI callable that reads the body from Redis with redis-py for each request: no tags, nothing checked."""
 
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from redis.asyncio import Redis
 
+from benchmarks.servers.asgi import Receive, Scope, Send
 from benchmarks.servers.bare import START
 from benchmarks.servers.body import BODY
 
 redis = Redis.from_url(os.environ["REDIS_URL"])
 
 
-async def app(
-    scope: MutableMapping[str, Any],
-    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
-    send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-) -> None:
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
     assert scope["type"] == "http"
     body = await redis.get(scope["path"])
     if body is None:

@@ -1,5 +1,6 @@
 """A raw ASGI client: it sends one request, holds it where a test wants it held, and records every message."""
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,7 +18,28 @@ Message = dict[str, Any]
 Fields = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
-class Call:
+class Headed(ABC):
+    """Something with headers, as tests read them. `all` gives every value of one."""
+
+    @abstractmethod
+    def all(self, name: str) -> list[str]: ...
+
+    def header(self, name: str) -> str | None:
+        """The one value of a header; the same header twice fails the test."""
+        values = self.all(name)
+        assert len(values) <= 1, f"{name} was sent {len(values)} times"
+        return values[0] if values else None
+
+    @property
+    def cache_status(self) -> str:
+        return self.header("cache-status") or ""
+
+    @property
+    def hit(self) -> bool:
+        return "; hit" in self.cache_status
+
+
+class Call(Headed):
     """One request on its way, and what came back so far."""
 
     def __init__(self, scope: dict[str, Any], chunks: Iterable[bytes] = (b"",)) -> None:
@@ -84,19 +106,6 @@ class Call:
     def all(self, name: str) -> list[str]:
         wanted = name.lower().encode()
         return [value.decode("latin-1") for found, value in self.start["headers"] if found.lower() == wanted]
-
-    def header(self, name: str) -> str | None:
-        values = self.all(name)
-        assert len(values) <= 1, f"{name} was sent {len(values)} times"
-        return values[0] if values else None
-
-    @property
-    def cache_status(self) -> str:
-        return self.header("cache-status") or ""
-
-    @property
-    def hit(self) -> bool:
-        return "; hit" in self.cache_status
 
 
 def request(

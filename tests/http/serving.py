@@ -4,10 +4,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import anyio.to_thread
 import uvicorn
+
+from tests.http.driver import Headed
 
 #: How long a step may take before its test fails, in seconds.
 PATIENCE = 30
@@ -60,7 +63,8 @@ class Gate:
         assert await anyio.to_thread.run_sync(self.opened.wait, PATIENCE, abandon_on_cancel=True)
 
 
-class Answer(NamedTuple):
+@dataclass(frozen=True)
+class Answer(Headed):
     """A response as it came over the wire."""
 
     status: int
@@ -69,20 +73,6 @@ class Answer(NamedTuple):
 
     def all(self, name: str) -> list[str]:
         return [value for found, value in self.headers if found == name]
-
-    def header(self, name: str) -> str | None:
-        """The one value of a header; the same header twice fails the test."""
-        values = self.all(name)
-        assert len(values) <= 1, f"{name} was sent {len(values)} times"
-        return values[0] if values else None
-
-    @property
-    def cache_status(self) -> str:
-        return self.header("cache-status") or ""
-
-    @property
-    def hit(self) -> bool:
-        return "; hit" in self.cache_status
 
 
 class Connection:
@@ -134,8 +124,8 @@ class Connection:
         if coding is not None:
             assert coding == "chunked"
             assert length is None
-            return head._replace(body=b"".join(iter(self.chunk, b"")))
-        return head._replace(body=self.file.read(int(length)) if length is not None else self.file.read())
+            return replace(head, body=b"".join(iter(self.chunk, b"")))
+        return replace(head, body=self.file.read(int(length)) if length is not None else self.file.read())
 
     def chunk(self) -> bytes:
         """The next chunk of a chunked body; an empty one is the last."""

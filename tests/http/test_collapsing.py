@@ -1,6 +1,5 @@
 """Concurrent misses run a route once. Whatever becomes of that run, nobody hangs or gets what is not theirs."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -15,19 +14,9 @@ from asynctag import Cache
 from asynctag.http import CacheMiddleware, cache_response
 from asynctag.integrations.fastapi import cache_policy
 from asynctag.testing import FakeClock
-from tests.http.driver import Call, Route, SlowBackend, all_blocked, ask, begin, request, running, watched
+from tests.http.driver import Call, Route, SlowBackend, all_blocked, ask, begin, request, running
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def cache(clock: FakeClock) -> Iterator[Cache]:
-    yield from watched(clock)
 
 
 def starlette_app(cache: Cache, endpoint: Any, **policy: Any) -> Starlette:

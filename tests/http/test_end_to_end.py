@@ -18,7 +18,7 @@ from starlette.websockets import WebSocket
 from asynctag import Cache
 from asynctag.http import CacheMiddleware, cache_response
 from asynctag.testing import FakeClock
-from tests.http.driver import watched
+from tests.http import test_middleware
 from tests.http.serving import PATIENCE, Connection, Gate, Served, request_bytes, serve
 
 #: More than the default `max_body`, and than any socket's buffers together.
@@ -26,25 +26,7 @@ TWO_MEGABYTES = 2 * 1024 * 1024
 SIXTEEN_MEGABYTES = 8 * TWO_MEGABYTES
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def cache(clock: FakeClock) -> Iterator[Cache]:
-    yield from watched(clock)
-
-
-@pytest.fixture
-def wall(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The wall clock, by which responses age."""
-    now = SimpleNamespace(now=1_800_000_000.0)
-    clock = SimpleNamespace(time=lambda: now.now)
-    monkeypatch.setattr("asynctag.http.middleware.time", clock)
-    monkeypatch.setattr("asynctag.http.exchange.time", clock)
-    monkeypatch.setattr("asynctag.http.exchange.time", clock)
-    return now
+wall = test_middleware.wall
 
 
 class Shop:

@@ -1,14 +1,12 @@
 """The response cache on FastAPI: dependencies, guards, routers, and a server end to end."""
 
-import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Annotated, Any
 
 import anyio
 import httpx
 import pytest
-import uvicorn
 from fastapi import APIRouter, Cookie, Depends, FastAPI, Header, HTTPException, Request, Response, Security
 from fastapi.responses import StreamingResponse
 from fastapi.security import APIKeyCookie, APIKeyHeader, HTTPBearer
@@ -21,19 +19,10 @@ from asynctag.errors import ConfigurationError
 from asynctag.http import CacheMiddleware, RequestCache
 from asynctag.integrations.fastapi import CacheDep, cache_policy, cache_response, get_cache
 from asynctag.testing import FakeClock
-from tests.http.driver import ask, running, watched
+from tests.http.driver import ask, running
+from tests.http.serving import serve
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def cache(clock: FakeClock) -> Iterator[Cache]:
-    yield from watched(clock)
 
 
 def with_cache(app: FastAPI, cache: Cache) -> FastAPI:
@@ -755,30 +744,8 @@ async def test_a_client_without_a_server(cache: Cache) -> None:
             assert len({*texts, (await client.get(path)).text}) == 2
 
 
-@contextmanager
-def server(app: Any) -> Iterator[str]:
-    """A real server in a thread."""
-    config = uvicorn.Config(app, port=0, log_level="warning", lifespan="on", ws="none")
-    up = threading.Event()
-
-    class Server(uvicorn.Server):
-        async def startup(self, *args: Any, **kwargs: Any) -> None:
-            await super().startup(*args, **kwargs)
-            up.set()
-
-    running_server = Server(config)
-    thread = threading.Thread(target=running_server.run, daemon=True)
-    thread.start()
-    try:
-        assert up.wait(30)
-        yield f"http://127.0.0.1:{running_server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        running_server.should_exit = True
-        thread.join(10)
-
-
 def test_a_real_server(cache: Cache) -> None:
-    with server(shop(cache)) as url, closing(httpx.Client(base_url=url)) as client:
+    with serve(shop(cache)) as on, closing(httpx.Client(base_url=on.url)) as client:
         go_shopping(client)
 
 
@@ -792,7 +759,7 @@ def test_a_real_server_renews_what_streams(cache: Cache, clock: FakeClock) -> No
         return StreamingResponse(iter(["run ", str(runs[0])]))
 
     with_cache(app, cache)
-    with server(app) as url, closing(httpx.Client(base_url=url, timeout=5)) as client:
+    with serve(app) as on, closing(httpx.Client(base_url=on.url, timeout=5)) as client:
         assert client.get("/").text == "run 1"
         clock.advance(61)
         assert client.get("/").text == "run 1"

@@ -2,7 +2,7 @@
 
 import gzip
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -26,23 +26,13 @@ from asynctag.backends.memory import MemoryBackend
 from asynctag.http import CacheMiddleware, Policy, cache_response
 from asynctag.testing import FakeClock
 from tests.http import driver
-from tests.http.driver import Call, Message, all_blocked, running, watched
+from tests.http.driver import Call, Message, all_blocked, running
 from tests.http.serving import Connection, serve
 
 pytestmark = pytest.mark.anyio
 
 DECLARED = {"cache-control": "public, s-maxage=60"}
 LONG = "long " * 1000
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def cache(clock: FakeClock) -> Iterator[Cache]:
-    yield from watched(clock)
 
 
 def request(path: str, **more: Any) -> Call:

@@ -1,6 +1,6 @@
 """The cache is opened before the application starts and closed before it says that it has shut down."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,19 +15,9 @@ from asynctag import Cache
 from asynctag.errors import ConfigurationError, LifecycleError
 from asynctag.http import CacheMiddleware, cache_response
 from asynctag.testing import FakeClock
-from tests.http.driver import ask, running, watched
+from tests.http.driver import ask, running
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def cache(clock: FakeClock) -> Iterator[Cache]:
-    yield from watched(clock)
 
 
 async def page(request: Request) -> PlainTextResponse:

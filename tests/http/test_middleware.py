@@ -30,16 +30,6 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def cache(clock: FakeClock) -> Iterator[Cache]:
-    yield from watched(clock)
-
-
-@pytest.fixture
 def wall(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The time of day, by which `Age` is told: `wall.now` moves it."""
     wall = SimpleNamespace(now=1_700_000_000.0)

@@ -1,6 +1,6 @@
 """What one request leaves behind does no harm to the next: cache poisoning, cache deception, and their relatives."""
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from itertools import product
 from typing import Any
 from urllib.parse import unquote
@@ -18,18 +18,12 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from asynctag import Cache
 from asynctag.backends.memory import MemoryBackend
 from asynctag.http import CacheMiddleware, cache_response
-from asynctag.testing import FakeClock
-from tests.http.driver import Call, ask, request, watched
+from tests.http.driver import Call, ask, request
 
 pytestmark = pytest.mark.anyio
 
 FOR_ALL = {"cache-control": "public, max-age=60"}
 Endpoint = Callable[[Request], Awaitable[Response]]
-
-
-@pytest.fixture
-def cache() -> Iterator[Cache]:
-    yield from watched(FakeClock())
 
 
 def site(cache: Cache, endpoint: Endpoint, **policy: Any) -> Any:

@@ -1,6 +1,5 @@
 """Policies: by path, by a function of the request, whose a response is, and which query parameters count."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,15 +11,9 @@ from starlette.routing import Route
 from asynctag import Cache
 from asynctag.errors import ConfigurationError
 from asynctag.http import CacheMiddleware, Policy, cache_of, cache_response
-from asynctag.testing import FakeClock
-from tests.http.driver import Call, ask, watched
+from tests.http.driver import Call, ask
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def cache() -> Iterator[Cache]:
-    yield from watched(FakeClock())
 
 
 def of_whom(request: HTTPConnection) -> str | None:

@@ -1,6 +1,6 @@
 """The response cache as a shared HTTP cache: what the driver makes of the rules, by section of RFC 9111 and its kin."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
@@ -15,19 +15,9 @@ from asynctag.errors import ConfigurationError
 from asynctag.http import CacheMiddleware, Policy, cache_of, cache_response
 from asynctag.http.surrogates import Surrogates
 from asynctag.testing import FakeClock
-from tests.http.driver import Call, Route, all_blocked, ask, begin, watched
+from tests.http.driver import Call, Route, all_blocked, ask, begin
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def cache(clock: FakeClock) -> Iterator[Cache]:
-    yield from watched(clock)
 
 
 class Origin:

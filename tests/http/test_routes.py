@@ -17,19 +17,9 @@ from asynctag.errors import ConfigurationError, TagTemplateError
 from asynctag.http import CacheMiddleware, cache_response
 from asynctag.integrations.fastapi import cache_policy
 from asynctag.testing import FakeClock
-from tests.http.driver import ask, watched
+from tests.http.driver import ask
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def cache(clock: FakeClock) -> Iterator[Cache]:
-    yield from watched(clock)
 
 
 def served(cache: Cache, endpoint: Any, path: str = "/", **route: Any) -> Starlette:

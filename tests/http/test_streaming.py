@@ -16,22 +16,11 @@ from starlette.routing import Route as StarletteRoute
 
 from asynctag import Cache, add_tags
 from asynctag.http import CacheMiddleware, cache_response
-from asynctag.testing import FakeClock
-from tests.http.driver import Route, all_blocked, ask, begin, request, watched
+from tests.http.driver import Route, all_blocked, ask, begin, request
 
 pytestmark = pytest.mark.anyio
 
 PUBLIC = [(b"cache-control", b"public, max-age=60")]
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def cache(clock: FakeClock) -> Iterator[Cache]:
-    yield from watched(clock)
 
 
 class Script:

@@ -1,18 +1,16 @@
 """What an unsafe request makes stale besides its own URL (RFC 9111 §4.4), by the keys of later requests for it."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asynctag.http.unsafe import ChangedUrl, changed_urls, is_safe
 from asynctag.http.variants import url_base, url_path
+from tests.http.serving import serve
 
 LOCATION = b"location"
 
@@ -302,28 +300,6 @@ class Recorder:
         await send({"type": "http.response.body", "body": b""})
 
 
-@contextmanager
-def server(app: Any, root_path: str, http: Any) -> Iterator[str]:
-    """A real server in a thread."""
-    up = threading.Event()
-
-    class Server(uvicorn.Server):
-        async def startup(self, *args: Any, **kwargs: Any) -> None:
-            await super().startup(*args, **kwargs)
-            up.set()
-
-    config = uvicorn.Config(app, port=0, log_level="warning", lifespan="off", ws="none", root_path=root_path, http=http)
-    running = Server(config)
-    thread = threading.Thread(target=running.run, daemon=True)
-    thread.start()
-    try:
-        assert up.wait(30)
-        yield f"http://127.0.0.1:{running.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        running.should_exit = True
-        thread.join(10)
-
-
 def base_of(scope: dict[str, Any]) -> str:
     host = dict(scope["headers"])[b"host"]
     return url_base(scope["scheme"], host, url_path(scope["raw_path"], scope["path"], scope["root_path"]))
@@ -359,8 +335,10 @@ def test_a_client_that_follows_a_location_meets_the_key_that_was_made_stale(root
         "/café".encode("latin-1"),
     ]
     values += [b"/caf%c3%a9", b"/a//b", b"/a%2Fb", b"/a+b;c=d,e", b"/%E9", b"/100%25", b"/~x!$&'()*"]
-    with server(app, root_path, http) as url, closing(httpx.Client(base_url=url, follow_redirects=True)) as client:
-        for value in [*values, url.encode() + b"/absolute", url.encode(), url.encode().replace(b"http:", b"") + b"/q"]:
+    options = {"root_path": root_path, "http": http, "lifespan": "off"}
+    with serve(app, **options) as on, closing(httpx.Client(base_url=on.url, follow_redirects=True)) as client:
+        url = on.url.encode()
+        for value in [*values, url + b"/absolute", url, url.replace(b"http:", b"") + b"/q"]:
             app.scopes.clear()
             assert client.post("/shelf/items", content=value).status_code == 200
             asked, followed = app.scopes
@@ -370,7 +348,8 @@ def test_a_client_that_follows_a_location_meets_the_key_that_was_made_stale(root
 
 def test_a_client_behind_a_proxy_that_strips_the_root_path_meets_it_too() -> None:
     app = Recorder()
-    with server(app, "/api", "h11") as url, closing(httpx.Client(base_url=url)) as client:
+    options = {"root_path": "/api", "http": "h11", "lifespan": "off"}
+    with serve(app, **options) as on, closing(httpx.Client(base_url=on.url)) as client:
         client.post("/items", content=b"/api/items/1")  # the proxy was asked for /api/items
         client.get("/items/1")  # and for /api/items/1
         asked, later = app.scopes

@@ -1,6 +1,5 @@
 """What one user got never reaches another: at the endpoint, before routing, and among those who asked at once."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,21 +13,11 @@ from starlette.routing import Route as StarletteRoute
 from asynctag import Cache
 from asynctag.http import CacheMiddleware, Policy, cache_response
 from asynctag.testing import FakeClock
-from tests.http.driver import Call, Route, all_blocked, ask, begin, request, watched
+from tests.http.driver import Call, Route, all_blocked, ask, begin, request
 
 pytestmark = pytest.mark.anyio
 
 Pairs = list[tuple[str, str]]
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def cache(clock: FakeClock) -> Iterator[Cache]:
-    yield from watched(clock)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asynctag.http.headers import make_etag
+from asynctag.http.headers import entity_tag, make_etag
 from asynctag.http.rules import PLAIN_GET, Headers, not_modified, read_request
 from asynctag.http.stored import StoredResponse, make_stored
-from asynctag.http.validation import conditional, confirms, entity_tag, freshened, head_matches, validators
+from asynctag.http.validation import conditional, confirms, freshened, head_matches, validators
 
 DATE = b"Tue, 15 Nov 1994 12:45:26 GMT"
 SAME_DATE = b"Tuesday, 15-Nov-94 12:45:26 GMT"

@@ -33,7 +33,7 @@ CLOCK_AGE = 1.0
 LONGEST = 10
 
 #: How many requests go out in one write. With more at once, the server would have nothing to do while callers prepare
-#: them: 50 callers got a fifth less done.
+#: them: 50 callers got a quarter less done.
 MAX_COALESCED = 24
 
 #: Above this size hiredis takes longer to pack a part than a join of bytes does: at 64 KiB and more, 25 times as long.

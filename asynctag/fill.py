@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
@@ -456,12 +456,13 @@ class Filler:
         started: float,
         *,
         unaccepted: Fate = Fate.UNCHECKED,
+        before: Entry | None = None,
     ) -> Written:
-        """Store what was computed within `scope`, since `started`, and land the flight."""
+        """Store what was computed within `scope`, since `started`, and land the flight. `before` is stored first."""
         entry = self._prepare(job, value, reading, flight, scope, started)
         if entry is None:
             return Written(False)
-        written = await self.write(entry)
+        written = await self.write(entry) if before is None else (await self.write_many([before, entry]))[-1]
         self._conclude(job, entry, written, flight, scope, unaccepted)
         return written
 
@@ -506,6 +507,12 @@ class Filler:
         data = codec.encode(value)
         return Kept(data, codec.decode, len(data))
 
+    def lasting(self, key: str, value: Any, codec: Codec, tags: Iterable[str], reading: Reading | None) -> Entry:
+        """An entry with a value that was not computed, to be kept for as long as any is."""
+        kept, end = self.keep(codec, value), self.backend.clock() + self.max_ttl
+        stamp = reading.stamp if reading is not None else OF_NO_EPOCH
+        return Entry(key, kept.body, kept.thaw, codec, kept.size, _in_order(tags), stamp, end, end, end, end)
+
     def entry(self, job: Job, kept: Kept, stamp: Stamp | None, scope: Scope, started: float) -> Entry:
         if stamp is None:
             stamp = OF_NO_EPOCH
@@ -514,10 +521,7 @@ class Filler:
             stamp = min(stamp, stale) if stale.epoch == stamp.epoch else OF_NO_EPOCH
         now = self.backend.clock()
         times = job.expiry.times(now, now - started, scope.fresh_until, scope.expires)
-        # In one order in every process: those that have read an entry know the next one with its tags by their bytes.
-        # In this one, what users have written comes first: of several that were invalidated, the first is named.
-        tags = tuple(sorted(scope.tags, reverse=True))
-        return Entry(job.key, kept.body, kept.thaw, job.codec, kept.size, tags, stamp, *times)
+        return Entry(job.key, kept.body, kept.thaw, job.codec, kept.size, _in_order(scope.tags), stamp, *times)
 
     async def _fallback(self, job: Job, flight: Flight | None, parent: Scope | None, error: Exception) -> Any:
         """The stale value to serve instead of `error`, read again so that the journal has its say."""
@@ -729,6 +733,14 @@ def _without(reading: Reading, leased: frozenset[str], *, with_entry: bool = Fal
     if tag is None:
         return reading
     return Reading(reading.stamp, reading.entry if with_entry else None, miss=Miss(Cause.INVALIDATED, tag))
+
+
+def _in_order(tags: Iterable[str]) -> tuple[str, ...]:
+    """In one order in every process: those that have read an entry know the next one with its tags by their bytes.
+
+    In this one, what users have written comes first: of several that were invalidated, the first is named.
+    """
+    return tuple(sorted(tags, reverse=True))
 
 
 def load(entry: Entry, codec: Codec) -> Any:

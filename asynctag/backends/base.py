@@ -170,6 +170,10 @@ class Backend(ABC):
     async def delete(self, key: str) -> bool:
         """Remove the entry of `key` and invalidate the key as a tag. Whether an entry was there."""
 
+    def newest(self) -> Stamp:
+        """The newest stamp of the journal that is known here, without asking. Where none is, no entry can have it."""
+        return OF_NO_EPOCH
+
     @abstractmethod
     async def inspect(self, key: str) -> Reading:
         """As `read`, with the entry where there is one, also if it is not valid; counts as no use of it."""

@@ -29,6 +29,8 @@ HAND = 1000
 SWEEP = 32
 
 
+_ABSENT = Miss(Cause.ABSENT)
+
 # A thread that is not there in a forked child may hold a lock in it, for ever.
 _backends: "WeakSet[MemoryBackend]" = WeakSet()
 
@@ -142,6 +144,9 @@ class MemoryBackend(Backend):
                 return reading
             return Reading(reading.stamp, None, miss=reading.miss)
 
+    def newest(self) -> Stamp:
+        return self._stamp
+
     async def inspect(self, key: str) -> Reading:
         with self._lock:
             return self._look(key)
@@ -149,7 +154,7 @@ class MemoryBackend(Backend):
     def _look(self, key: str) -> Reading:
         node = self._entries.get(key)
         if node is None:
-            return Reading(self._stamp, None, miss=Miss(Cause.ABSENT))
+            return Reading(self._stamp, None, miss=_ABSENT)
         miss = self._why_invalid(node)
         if miss is not None:
             return Reading(self._stamp, node, miss=miss)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextvars import ContextVar
 from dataclasses import replace
 from hashlib import blake2b
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from starlette.requests import HTTPConnection
 
 from asynctag.backends.base import Cause, Entry, Miss, Reading
+from asynctag.cache import Cache
 from asynctag.errors import BackendError, ConfigurationError, TagTooLongError
 from asynctag.expiry import Expiry
 from asynctag.fill import MISSING, Filler, Job, load
@@ -19,13 +20,24 @@ from asynctag.http.asgi import AsgiScope, Message, Receive, Send
 from asynctag.http.guards import effective_route, is_part_of
 from asynctag.http.headers import Forward, cache_status, parse_age
 from asynctag.http.outgoing import Outgoing
-from asynctag.http.request import RequestCache, ResponseExplanation
-from asynctag.http.rules import Headers, Policy, RequestFacts, Storable, may_be_stored, may_serve, storable, why_bypass
+from asynctag.http.request import ResponseExplanation
+from asynctag.http.rules import (
+    Headers,
+    Policy,
+    RequestFacts,
+    Storable,
+    may_be_stored,
+    may_serve,
+    read_request,
+    storable,
+    why_bypass,
+)
 from asynctag.http.stored import RESPONSES, StoredResponse, field, make_stored
 from asynctag.http.surrogates import parse_groups
 from asynctag.http.validation import conditional, head_matches, updated_by, validators
 from asynctag.http.variants import (
     DIMENSIONS,
+    PLAIN,
     Dimensions,
     dimensions,
     keyed_by,
@@ -50,49 +62,140 @@ current_exchange: ContextVar["Exchange | Silence | Literal[False] | None"] = Con
 )
 
 
-class Silence:
-    """Stands where an exchange would, for a URL of which nobody has wanted a response cached so far. It is false.
+def exchange_here() -> "Exchange | Literal[False] | None":
+    """The exchange of the request that runs here, for who wants its response cached; false where that cannot be."""
+    found = current_exchange.get()
+    return found.end() if isinstance(found, Silence) else found
 
-    As soon as somebody does, a route or a response, the URL's next request gets an exchange.
+
+class Client:
+    """Who has sent a request, as far as it shows in what is received of it."""
+
+    __slots__ = ("_receive", "gone", "has_body")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.gone = False
+        self.has_body = False  # said or not: HTTP/2 need not say it
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.gone = True
+        elif message.get("body"):
+            self.has_body = True
+        return message
+
+
+class Silence(Client):
+    """Stands where an exchange would, for a URL that has nothing stored, until somebody wants its response cached.
+
+    Mostly nobody does, neither a route nor the response. `reading` is from before the application saw the request.
     """
 
-    __slots__ = ("_send", "_targets", "end")
+    __slots__ = ("_asgi", "_middleware", "_origin", "_outgoing", "_reading", "_send", "_started", "ended", "scope")
 
-    def __init__(self, send: Send, targets: tuple[bytes, ...], end: Callable[[], None]) -> None:
+    def __init__(
+        self, middleware: "CacheMiddleware", asgi: AsgiScope, receive: Receive, send: Send, reading: Reading
+    ) -> None:
+        self._receive = receive
+        self.gone = self.has_body = False
+        self._middleware = middleware
+        self._asgi = asgi
+        self._origin = as_it_came(asgi)
         self._send = send
-        self._targets = targets
-        #: To be called by a route that has a policy.
-        self.end = end
+        self._reading = reading
+        self._started = middleware.cache._filling().backend.clock()
+        self._outgoing: Outgoing | None = None
+        #: Whether somebody wants the response cached.
+        self.ended = False
+        self.scope = scope_of_response(middleware.cache, asgi)
 
-    def __bool__(self) -> Literal[False]:
-        return False
+    def end(self) -> "Exchange":
+        """Somebody wants the response cached: gives the exchange that sees to it from here on."""
+        if self._outgoing is None:
+            self.ended = True
+            middleware, origin = self._middleware, self._origin
+            cache = middleware.cache
+            facts = read_request(origin["method"], origin["headers"])
+            address = Address(origin, cache.namespace)
+            exchange = Exchange(
+                middleware,
+                cache._filling() if not cache._disabled else None,
+                self._asgi,
+                origin,
+                self,
+                facts,
+                address,
+                self._reading,
+                self.scope,
+                self._started,
+            )
+            self._outgoing = Outgoing(exchange, self._send)
+        return self._outgoing.exchange
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = [(name.lower(), value) for name, value in message.get("headers") or ()]
-            if may_be_stored(headers, self._targets):
-                self.end()
-        await self._send(message)
+        if self._outgoing is None:
+            if message["type"] == "http.response.start":
+                if may_be_stored(message.get("headers") or (), self._middleware.targets):
+                    self.end()
+            elif not message.get("more_body", False):
+                self.scope.closed = True  # what is cached or tagged from here on is not part of the response
+        await (self._send if self._outgoing is None else self._outgoing.send)(message)
+
+    async def answer_stale(self, error: Exception) -> bool:
+        """As an exchange does, where one has taken its place."""
+        return self._outgoing is not None and await self._outgoing.exchange.failed(self._outgoing, error)
+
+    def over(self) -> None:
+        """Nothing more comes of this request."""
+        if self._outgoing is not None:
+            self._outgoing.exchange.over()
+        else:
+            self.scope.hand_up()
+
+    async def explain(self) -> ResponseExplanation:
+        return await self.end().explain()
+
+
+def as_it_came(asgi: AsgiScope) -> AsgiScope:
+    """A copy of a request's scope: routing writes into the scope, and the application into its state."""
+    origin = dict(asgi)
+    if "state" in asgi:
+        origin["state"] = dict(asgi["state"])
+    return origin
+
+
+def scope_of_response(cache: Cache, asgi: AsgiScope, *, renewing: bool = False) -> Scope:
+    """The scope in which the response to a request gathers its tags."""
+    backend = cache._filling().backend if not cache._disabled else None
+    parent = live_scope()  # where a cached computation calls the application
+    return Scope(
+        f"the response to {asgi['method']} {asgi['path']}", backend, cache.namespace, parent, renewing=renewing
+    )
 
 
 class Address:
     """Where a request goes: what its keys are made of."""
 
-    __slots__ = ("_base", "_query", "_record_key", "headers", "host", "namespace", "own_key")
+    __slots__ = ("_base", "_query", "_record_key", "headers", "namespace", "own_key")
 
     def __init__(self, asgi: AsgiScope, namespace: str, base: str | None = None) -> None:
         self.namespace = namespace
         self.headers: list[tuple[bytes, bytes]] = asgi["headers"]
         self._query: bytes = asgi.get("query_string", b"")
-        # All that were sent: of several, another server or the application may take another.
-        self.host = host = b"\n".join([value for name, value in self.headers if name == b"host"])
         #: Whose the response is, where a function says it.
         self.own_key = ""
         if base is None:
             path = url_path(asgi.get("raw_path"), asgi["path"], asgi.get("root_path", ""))
-            base = url_base(asgi.get("scheme", "http"), host, path)
+            base = url_base(asgi.get("scheme", "http"), self.host, path)
         self._base = base
         self._record_key: str | None = None
+
+    @property
+    def host(self) -> bytes:
+        """All that were sent: of several, another server or the application may take another."""
+        return b"\n".join([value for name, value in self.headers if name == b"host"])
 
     def record_key(self) -> str:
         """Under which the URL's first record is kept: what tells its responses apart. They carry it as a tag."""
@@ -124,65 +227,55 @@ class Exchange:
     Routes find it by a context variable. Its response goes out through an `Outgoing`.
     """
 
+    policy: Policy | None = None
+    #: Why this request does not touch the cache, as far as it is known before a route says more.
+    bypass: str | None = None
+    #: Why the request went to the application, for `Cache-Status`.
+    forward: Forward = "uri-miss"
+    miss: Miss | None = None
+    #: Whether a hit is on its way: what the application sends goes out as it is.
+    replying = False
+    #: What was found and may not be served before the application has said that it still is good.
+    stale: StoredResponse | None = None
+    #: What the application was asked about, instead of what the client asked.
+    validating: StoredResponse | None = None
+    refused = False
+    _key: str | None = None
+    _flight: Flight | None = None
+    _entered = False  # the endpoint was reached: whatever guards the route has let the request in
+    _by_router = False  # the policy is a router's: it speaks for the endpoint, not for what stands before
+    _over = False
+
     def __init__(
         self,
         middleware: "CacheMiddleware",
         filler: Filler | None,
         asgi: AsgiScope,
-        receive: Receive,
+        origin: AsgiScope,
+        client: Client,
         facts: RequestFacts,
         address: Address,
         reading: Reading | None,
-        *,
-        renewing: bool = False,
+        scope: Scope,
+        started: float,
     ) -> None:
         self.middleware = middleware
         self.cache = middleware.cache
         self.filler = filler
         self.asgi = asgi
-        self._origin = dict(asgi)  # as it came: routing writes into the scope, and the application into its state
-        if "state" in asgi:
-            self._origin["state"] = dict(asgi["state"])
+        self._origin = origin  # the scope as it came
         #: Where the routing has written what it found: a middleware in between may have copied the scope.
         self.routed = asgi
-        self._receive = receive
+        self.client = client
         self.facts = facts
         self.address = address
-        self.policy: Policy | None = None
         #: What tells the URL's responses apart, as far as it is known.
         self.dims = record_of(reading)
-        #: Why this request does not touch the cache, as far as it is known before a route says more.
-        known = self.dims or Dimensions()
+        known = self.dims or PLAIN
         self.bypass = why_bypass(facts, vary=known.vary, cookies=known.cookies)
-        #: Why the request went to the application, for `Cache-Status`.
-        self.forward: Forward = "uri-miss"
-        self.miss: Miss | None = None
-        #: Whether nobody has wanted a response of this URL cached, the response included.
-        self.silent = False
-        #: Whether a hit is on its way: what the application sends goes out as it is.
-        self.replying = False
-        #: What was found and may not be served before the application has said that it still is good.
-        self.stale: StoredResponse | None = None
-        #: What the application was asked about, instead of what the client asked.
-        self.validating: StoredResponse | None = None
-        self.scope = Scope(
-            f"the response to {facts.method} {asgi['path']}",
-            filler.backend if filler is not None else None,
-            self.cache.namespace,
-            live_scope(),  # where a cached computation calls the application
-            renewing=renewing,
-        )
-        self.request_cache = RequestCache(self.cache, self)
+        self.scope = scope
         self._reading = reading  # from before the application saw the request: the response's stamp
-        self._started = filler.backend.clock() if filler is not None else 0.0
-        self._key: str | None = None
-        self._flight: Flight | None = None
-        self.refused = False
-        self._entered = False  # the endpoint was reached: whatever guards the route has let the request in
-        self._by_router = False  # the policy is a router's: it speaks for the endpoint, not for what stands before
-        self._over = False
-        self._gone = False  # the client went away
-        self._has_body = False  # the client has sent one, said or not: HTTP/2 need not say it
+        self._started = started
 
     # --- looking up ----------------------------------------------------------------------------------
 
@@ -448,15 +541,14 @@ class Exchange:
         scope_token = current_scope.set(self.scope)
         exchange_token = current_exchange.set(self)
         try:
-            await self.middleware.app(self.asgi, self.receive, outgoing.send)
+            await self.middleware.app(self.asgi, self.client.receive, outgoing.send)
             if outgoing.unconfirmed:  # its 304 is of something else: asked once more, without conditions
                 self.validating = None
                 self.asgi["headers"] = asked
                 outgoing = Outgoing(self, send)
-                await self.middleware.app(self.asgi, self.receive, outgoing.send)
+                await self.middleware.app(self.asgi, self.client.receive, outgoing.send)
         except Exception as error:
-            self.land(Fate.UNSHARED)
-            if not await outgoing.answer_stale(error):
+            if not await self.failed(outgoing, error):
                 raise
         finally:
             self.asgi["headers"] = asked
@@ -465,22 +557,20 @@ class Exchange:
         # Where the application accepts a HEAD, those that come next may be answered before routing.
         accepted = outgoing.succeeded or self.replying
         if self.facts.method == "HEAD" and accepted and self.dims is not None and not self.dims.head:
-            await self._keep_record(replace(self.dims, head=True), head=True)
+            recorded = await self._record(replace(self.dims, head=True))
+            if recorded is not None and recorded[1] is not None and self.filler is not None:
+                await self.filler.write(recorded[1])
 
-    def end(self) -> None:
+    async def failed(self, outgoing: Outgoing, error: Exception) -> bool:
+        """The application has raised: whether that was answered with what was stored before."""
+        self.land(Fate.UNSHARED)
+        return await outgoing.answer_stale(error)
+
+    def over(self) -> None:
         """Nothing more comes of this request: who still waits for it goes on, and what was gathered goes up."""
         self._over = True
-        self.request_cache._over()
         self.land(Fate.CANCELLED)
         self.scope.hand_up()
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self._gone = True
-        elif message.get("body"):
-            self._has_body = True
-        return message
 
     # --- storing -----------------------------------------------------------------------------------------
 
@@ -495,11 +585,12 @@ class Exchange:
         assert self.filler is not None
         headers = start.get("headers") or ()
         length = field(headers, b"content-length")
+        self.middleware.note_wanted(self._origin["path"])
         dims = dimensions(self.policy, headers, public=lifetime.public)
-        if self._gone:
+        if self.client.gone:
             self.land(Fate.CANCELLED)
             return False
-        if dims is None or self._has_body or (length is not None and length != b"%d" % len(body)):
+        if dims is None or self.client.has_body or (length is not None and length != b"%d" % len(body)):
             self.land(Fate.UNSHARED)
             return False
         known = self.dims
@@ -507,12 +598,13 @@ class Exchange:
             # Once one page of the URL is served before routing, the others are looked for there too.
             public = dims.public or known.public
             dims = replace(widened(dims, known.vary), public=public, head=known.head)
+        record = None
         if dims != known:
-            recorded = await self._keep_record(dims)
+            recorded = await self._record(dims)
             if recorded is None:
                 self.land(Fate.UNSHARED)
                 return False
-            dims = recorded
+            dims, record = recorded
         key = self.address.response_key(dims)
         if key != self._key:
             self.land(Fate.UNSHARED)  # those who wait asked for something else
@@ -546,7 +638,14 @@ class Exchange:
         # Dependencies may have read what it was built from before its flight began: who waits gets it only if the
         # store accepts it.
         written = await self.filler.store(
-            job, response, self._reading, self._flight, self.scope, self._started, unaccepted=Fate.REFUSED
+            job,
+            response,
+            self._reading,
+            self._flight,
+            self.scope,
+            self._started,
+            unaccepted=Fate.REFUSED,
+            before=record,
         )
         return written.accepted
 
@@ -580,11 +679,8 @@ class Exchange:
             return "disabled"
         if why := self.bypass or self.unguarded:
             return why
-        if self._has_body:
+        if self.client.has_body:
             return "body"
-        if self.policy is None and self.dims is None and not may_be_stored(headers, self.middleware.targets):
-            self.silent = not self.refused
-            return "no-freshness"  # as most: nobody ever wanted it cached
         middleware = self.middleware
         return storable(
             facts or self.facts,
@@ -596,11 +692,11 @@ class Exchange:
             now=time.time(),
         )
 
-    async def _keep_record(self, dims: Dimensions, *, head: bool = False) -> Dimensions | None:
-        """Keep what tells the URL's responses apart where any process finds it before routing.
+    async def _record(self, dims: Dimensions) -> tuple[Dimensions, Entry | None] | None:
+        """What tells the URL's responses apart, and its record, to be stored where any process finds it before routing.
 
-        What is recorded meanwhile is kept too: gives all of it. `None` where what was stored so far
-        had to go, since it is for some of the URL's requests only, once more tells them apart; then
+        What is recorded meanwhile is kept too: gives all of it. No entry where all of it is there. `None` where what
+        was stored so far had to go, since it is for some of the URL's requests only, once more tells them apart; then
         nothing that began before this moment is stored.
         """
         assert self.filler is not None
@@ -608,8 +704,10 @@ class Exchange:
         reading = await self.filler.read(key)
         there = record_of(reading)
         if there is not None:
-            dims = replace(widened(dims, there.vary), public=dims.public or there.public, head=head or there.head)
+            public, head = dims.public or there.public, dims.head or there.head
+            dims = replace(widened(dims, there.vary), public=public, head=head)
         narrowed = (there or self.dims or dims).plain and not dims.plain
+        record = None
         if dims != there:
             try:
                 if narrowed:
@@ -623,14 +721,11 @@ class Exchange:
                     error,
                 )
                 return None
-            tags = (key, *self.cache._implicit)
-            expiry = Expiry(self.cache.max_ttl)
-            job = Job(key, key, tags, DIMENSIONS, expiry, self.cache.namespace, _computed_elsewhere)
-            scope = Scope(key, backend, self.cache.namespace)
-            scope.tags.update(tags)
-            await self.filler.store(job, dims, reading, None, scope, self._started)
+            record = self.filler.lasting(key, dims, DIMENSIONS, (key, *self.cache._implicit), reading)
+        if narrowed and record is not None:
+            await self.filler.write(record)
         self.dims = dims
-        return None if narrowed else dims
+        return None if narrowed else (dims, record)
 
     async def stale_instead(self, error: Exception | None) -> tuple[Message, Message] | None:
         """A stored response to answer with instead of an error, within its `stale_if_error`.

@@ -8,7 +8,7 @@ from math import floor
 import anyio
 from starlette.requests import HTTPConnection
 
-from asynctag.backends.base import Entry, Reading
+from asynctag.backends.base import Backend, Cause, Entry, Miss, Reading
 from asynctag.cache import Cache
 from asynctag.errors import ConfigurationError
 from asynctag.expiry import Seconds, seconds
@@ -16,7 +16,17 @@ from asynctag.fill import MISSING, Filler, load
 from asynctag.flight import Fate, Flight
 from asynctag.http.asgi import AsgiApp, AsgiScope, Fields, Message, Receive, Send
 from asynctag.http.changes import Change, invalidated_here
-from asynctag.http.exchange import Address, Exchange, Silence, Stored, current_exchange, record_of
+from asynctag.http.exchange import (
+    Address,
+    Client,
+    Exchange,
+    Silence,
+    Stored,
+    as_it_came,
+    current_exchange,
+    record_of,
+    scope_of_response,
+)
 from asynctag.http.guards import Inputs, inputs_of, why_not_public
 from asynctag.http.headers import cache_status, is_field_name
 from asynctag.http.policies import PathPolicies
@@ -28,11 +38,14 @@ from asynctag.http.stored import RESPONSES, StoredResponse
 from asynctag.http.surrogates import OVERFLOW, Surrogates, write_groups
 from asynctag.http.unsafe import is_safe
 from asynctag.http.variants import DIMENSIONS, PLAIN, Dimensions, url_base, url_path, variant_key
+from asynctag.http.wanted import Wanted, wanted_on
 from asynctag.names import KEY, user_tags
 from asynctag.pending import as_written
 from asynctag.scope import current_scope
 
 logger = logging.getLogger("asynctag")
+
+_ABSENT = Miss(Cause.ABSENT)
 
 #: How many URLs are remembered with the headers of their hits, and how long they may be, in bytes.
 MAX_KNOWN, MAX_LENGTH_KNOWN = 1024, 512
@@ -62,13 +75,10 @@ class _Known:
     def __init__(self, base: str, key: str) -> None:
         self.base = base
         self.key = key
-        self.silent = False  # nobody has wanted its responses cached, when it was asked for last
+        self.silent = False  # nobody has wanted its responses cached, when it was asked for last: it is not looked up
         self.dims: Dimensions | None = None
         self.held: tuple[bytes, StoredResponse] | None = None
         self.sent: tuple[Fields | None, int, list[tuple[bytes, bytes]]] = (None, 0, [])
-
-    def end_silence(self) -> None:
-        self.silent = False
 
 
 class CacheMiddleware:
@@ -155,13 +165,15 @@ class CacheMiddleware:
         self.groups = groups
         self._surrogates = surrogates
         self._surrogates_for = surrogates_for
-        self._shows_tags = expose_tags is not None or groups or surrogates is not None
+        self.shows_tags = expose_tags is not None or groups or surrogates is not None
         if groups:
             cache.after_invalidation(_note_invalidated)
         self._token = cache_status(name=name)
         self._known: dict[tuple[str, bytes, bytes | None, str, str, bytes], _Known] = {}
         self._policy = policy
         self._exposed_as = expose_tags.lower().encode() if expose_tags is not None else None
+        self._wanted_on: Backend | None = None
+        self._wanted: Wanted | None = None
         self._warned: set[str] = set()
         self._inputs: dict[int, tuple[object, Inputs]] = {}
         self._public: dict[int, tuple[object, Policy]] = {}  # routes that were found to stand behind no guard
@@ -174,12 +186,17 @@ class CacheMiddleware:
         if around is not None and around.cache is self.cache:
             await self.app(scope, receive, send)  # within an application that has this middleware already
         elif kind == "http" and scope["method"] in ("GET", "HEAD"):
+            reading = self._nothing_stored(scope)
+            if reading is not None:
+                await self._pass_silently(scope, receive, send, reading)
+                return
             known = self._plain_url(scope)
             messages = self._ready(known) if known is not None else None
             if messages is None and known is not None and known.dims is not None:
                 messages = await self._fetch(scope, known)
             if messages is None and known is not None and known.silent:
-                await self._pass_silently(scope, receive, send, known)
+                reading = _nothing_read(self.cache._filling().backend)
+                known.silent = await self._pass_silently(scope, receive, send, reading)
                 return
             if messages is None:
                 if known is not None:
@@ -199,15 +216,44 @@ class CacheMiddleware:
         else:
             await self._pass(scope, receive, send)
 
-    async def _pass_silently(self, scope: AsgiScope, receive: Receive, send: Send, known: _Known) -> None:
-        """Run the application for a URL of which nobody wants responses cached, and notice where somebody does."""
-        silence = Silence(send, self.targets, known.end_silence)
-        scope[SCOPE_KEY] = RequestCache(self.cache, None)
+    def _nothing_stored(self, asgi: AsgiScope) -> Reading | None:
+        """What a look-up would read, for a path of which nothing is stored; None where that cannot be told at once."""
+        cache = self.cache
+        if self._policy is not None or self.shows_tags or cache._disabled:
+            return None
+        filler = cache._filling()
+        if filler.backend is not self._wanted_on:
+            self._wanted_on, self._wanted = filler.backend, wanted_on(filler.backend)
+        if self._wanted is None or asgi["path"] in self._wanted:
+            return None
+        for name, _ in asgi["headers"]:
+            if name == b"cache-control":  # it may want nothing but what is stored
+                return None
+        return _nothing_read(filler.backend)
+
+    def note_wanted(self, path: str) -> None:
+        """A response is stored at `path` now."""
+        wanted = wanted_on(self.cache._filling().backend)
+        if wanted is not None:
+            wanted.add(path)
+
+    async def _pass_silently(self, scope: AsgiScope, receive: Receive, send: Send, reading: Reading) -> bool:
+        """Run the application where mostly nobody wants the response cached. Whether nobody did."""
+        silence = Silence(self, scope, receive, send, reading)
+        scope[SCOPE_KEY] = request_cache = RequestCache(self.cache, silence)
         token = current_exchange.set(silence)
+        gathering = current_scope.set(silence.scope)
         try:
-            await self.app(scope, receive, silence.send)
+            await self.app(scope, silence.receive, silence.send)
+        except Exception as error:
+            if not await silence.answer_stale(error):
+                raise
         finally:
+            current_scope.reset(gathering)
             current_exchange.reset(token)
+            request_cache._over()
+            silence.over()
+        return not silence.ended
 
     async def _pass(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Run the application for a request that no response is stored for: an unsafe one, a websocket."""
@@ -357,7 +403,15 @@ class CacheMiddleware:
         address: Address,
         known: _Known | None,
     ) -> None:
-        exchange = await self._exchange(scope, receive, facts, address)
+        reading = await self._look_up(address)
+        passes = self._policy is None and not self.shows_tags and not facts.only_if_cached
+        if passes and reading is not None and record_of(reading) is None:
+            silent = await self._pass_silently(scope, receive, send, reading)
+            if known is not None and not self.cache._filling().backend.in_process:
+                known.silent = silent
+            return
+        exchange = self._exchange(scope, Client(receive), facts, address, reading)
+        scope[SCOPE_KEY] = request_cache = RequestCache(self.cache, exchange)
         try:
             stored = await self._before_routing(exchange)
             if stored is None and facts.only_if_cached and not exchange.may_hit_later:
@@ -365,15 +419,14 @@ class CacheMiddleware:
                     await send(message)
             elif stored is None:
                 await exchange.run(send)
-                if known is not None and exchange.silent and not self._shows_tags:
-                    known.silent = True
             else:
                 if known is not None and exchange.dims is not None and not self.cache._filling().backend.in_process:
                     known.dims = PLAIN if exchange.dims.plain else exchange.dims
                 for message in exchange.hit(stored):
                     await send(message)
         finally:
-            exchange.end()
+            request_cache._over()
+            exchange.over()
 
     async def _before_routing(self, exchange: Exchange) -> Stored | None:
         """A stored response that may be served before the application sees the request."""
@@ -392,20 +445,27 @@ class CacheMiddleware:
             return None
         return stored if stored is not None and stored.response.public else None
 
-    async def _exchange(
+    async def _look_up(self, address: Address) -> Reading | None:
+        """What is recorded of a URL, by the journal of now."""
+        if self.cache._disabled:
+            return None
+        filler, key = self.cache._filling(), address.record_key()
+        return await filler.read(key)
+
+    def _exchange(
         self,
-        scope: AsgiScope,
-        receive: Receive,
+        asgi: AsgiScope,
+        client: Client,
         facts: RequestFacts,
         address: Address,
+        reading: Reading | None,
         *,
         renewing: bool = False,
     ) -> Exchange:
         filler = self.cache._filling() if not self.cache._disabled else None
-        reading = await filler.read(address.record_key()) if filler is not None else None
-        exchange = Exchange(self, filler, scope, receive, facts, address, reading, renewing=renewing)
-        scope[SCOPE_KEY] = exchange.request_cache
-        return exchange
+        scope = scope_of_response(self.cache, asgi, renewing=renewing)
+        started = filler.backend.clock() if filler is not None else 0.0
+        return Exchange(self, filler, asgi, as_it_came(asgi), client, facts, address, reading, scope, started)
 
     def answer(
         self, response: StoredResponse, entry: Entry, facts: RequestFacts, *, stale: bool, collapsed: bool = False
@@ -418,7 +478,7 @@ class CacheMiddleware:
         # One that waited for another's response was sent on with it (RFC 9211 §2.6).
         how = b"fwd=uri-miss; collapsed" if collapsed else b"hit"
         status = (b"cache-status", b"%s; %s; ttl=%d" % (self._token, how, ttl))
-        extra = [status, *self.exposed(entry.tags)] if self._shows_tags else (status,)
+        extra = [status, *self.exposed(entry.tags)] if self.shows_tags else (status,)
         start, body = response.answer(facts, time.time(), extra)
         if self.own_target is not None:
             start["headers"] = [pair for pair in start["headers"] if pair[0] != self.own_target]
@@ -426,7 +486,7 @@ class CacheMiddleware:
 
     def exposed(self, names: Iterable[str], *, whole: bool = True) -> list[tuple[bytes, bytes]]:
         """The tags of a response as headers, as far as that was asked for. `whole`: there come no more."""
-        if not self._shows_tags:
+        if not self.shows_tags:
             return []
         names = tuple(names)
         tags = user_tags(names, self.cache.namespace)
@@ -493,7 +553,9 @@ class CacheMiddleware:
         facts, address = read_request(scope["method"], scope["headers"]), Address(scope, self.cache.namespace)
         try:
             client = _SilentClient()
-            exchange = await self._exchange(scope, client.receive, facts, address, renewing=True)
+            reading = await self._look_up(address)
+            exchange = self._exchange(scope, Client(client.receive), facts, address, reading, renewing=True)
+            scope[SCOPE_KEY] = request_cache = RequestCache(self.cache, exchange)
             exchange.lead(flight, key)
             reading = await exchange.filler.read(key) if exchange.filler is not None else None
             if reading is not None and reading.entry is not None:
@@ -501,7 +563,8 @@ class CacheMiddleware:
             if self._policy is not None and (policy := self._policy(HTTPConnection(scope))) is not None:
                 exchange.declare(policy)
             await exchange.run(client.send)
-            exchange.end()
+            request_cache._over()
+            exchange.over()
         except Exception:
             logger.warning("the renewal of %s failed", asgi["path"], exc_info=True)
         finally:
@@ -573,6 +636,12 @@ def _note_invalidated(tags: tuple[str, ...]) -> None:
     noted = invalidated_here.get()
     if noted is not None:
         noted.update(tags)
+
+
+def _nothing_read(backend: Backend) -> Reading:
+    """A reading in which nothing was found, at the newest stamp that is known. An older one than the journal's will do:
+    what was invalidated since counts against what is stored with it."""
+    return Reading(backend.newest(), None, False, _ABSENT)
 
 
 def _answers(dims: Dimensions, facts: RequestFacts) -> bool:

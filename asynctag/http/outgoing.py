@@ -7,7 +7,7 @@ from asynctag.backends.base import Cause
 from asynctag.http.asgi import Message, Send
 from asynctag.http.headers import Forward, cache_status, make_etag
 from asynctag.http.rules import Storable, not_modified, not_modified_headers
-from asynctag.http.stored import StoredResponse, field
+from asynctag.http.stored import StoredResponse, first_values
 from asynctag.http.validation import VALIDATORS, confirms, updated_by
 from asynctag.http.variants import varied
 from asynctag.names import describe
@@ -41,19 +41,20 @@ class Phase(Enum):
 class Outgoing:
     """What stands before the application as `send`."""
 
+    _phase = Phase.EXPECTED
+    _length: int | None = None  # of the body, where the application has said it
+    _recording: "_Recording | None" = None
+    _not_stored: str | None = None
+    _confirmed: StoredResponse | None = None
+    _adds = False  # a word to clients is added
+    _validated = False  # the application has sent a validator of its own
+    succeeded = False
+
     def __init__(self, exchange: "Exchange", send: Send) -> None:
-        self._exchange = exchange
+        self.exchange = exchange
         self._send = send
-        self._phase = Phase.EXPECTED
         self._start: Message = {}
-        self._length: int | None = None  # of the body, where the application has said it
-        self._recording: _Recording | None = None
-        self._not_stored: str | None = None
-        self._confirmed: StoredResponse | None = None
-        self._adds = False  # a word to clients is added
-        self._validated = False  # the application has sent a validator of its own
         self._held: list[bytes] = []  # chunks that wait for the end of the body
-        self.succeeded = False
 
     @property
     def unconfirmed(self) -> bool:
@@ -65,7 +66,7 @@ class Outgoing:
         if self._phase is Phase.REPLACED or self._phase is Phase.UNCONFIRMED:
             return
         begins = kind == "http.response.start" and self._phase is Phase.EXPECTED
-        if self._exchange.replying or self._phase is Phase.DONE or (self._phase is Phase.EXPECTED and not begins):
+        if self.exchange.replying or self._phase is Phase.DONE or (self._phase is Phase.EXPECTED and not begins):
             await self._send(message)  # of a hit, before a response or after it: for the server to take or refuse
         elif begins:
             await self._begin(message)
@@ -80,9 +81,9 @@ class Outgoing:
 
     async def answer_stale(self, error: Exception | None) -> bool:
         """Answer with a stored response instead of an error, where nothing is out yet and there is one."""
-        if self._phase is not Phase.EXPECTED or self._exchange.replying:
+        if self._phase is not Phase.EXPECTED or self.exchange.replying:
             return False
-        messages = await self._exchange.stale_instead(error)
+        messages = await self.exchange.stale_instead(error)
         if messages is None:
             return False
         self._phase = Phase.REPLACED
@@ -91,7 +92,7 @@ class Outgoing:
         return True
 
     async def _begin(self, start: Message) -> None:
-        exchange, status = self._exchange, start["status"]
+        exchange, status = self.exchange, start["status"]
         if status in ERRORS and await self.answer_stale(None):
             return
         exchange.check_guards()
@@ -112,21 +113,23 @@ class Outgoing:
             self._stop_recording(verdict)
             await self._send_start(stored=False)
             return
-        length = field(headers, b"content-length") or b""
+        said = first_values(headers)
+        length = said.get(b"content-length", b"")
         self._length = int(length) if length.isdigit() and len(length) < 20 else None
-        exchange.group(headers)
-        if exchange.middleware.groups:  # they go out among the tags
-            headers = [pair for pair in headers if pair[0] != b"cache-groups"]
+        if b"cache-groups" in said:
+            exchange.group(headers)
+            if exchange.middleware.groups:  # they go out among the tags
+                headers = [pair for pair in headers if pair[0] != b"cache-groups"]
         self._recording = _Recording(verdict, exchange.middleware.max_body)
-        self._validated = self._confirmed is not None or any(name in VALIDATORS for name, _ in headers)
-        if field(headers, b"cache-control") is None and field(headers, b"expires") is None:
+        self._validated = self._confirmed is not None or not VALIDATORS.isdisjoint(said)
+        if b"cache-control" not in said and b"expires" not in said:
             self._adds = True
             keyed = exchange.policy is not None and exchange.policy.key is not None
             headers.append(FOR_ITS_OWNER if keyed else FOR_CLIENTS)
         self._start = {**self._start, "headers": varied(headers, exchange.policy)}
 
     def _verdict(self, status: int, headers: list[tuple[bytes, bytes]]) -> Storable | str:
-        exchange = self._exchange
+        exchange = self.exchange
         verdict = exchange.verdict(status, headers)
         if verdict == "no-freshness" and exchange.policy is not None:
             exchange.middleware.warn_of_no_ttl(exchange.scope.name)
@@ -137,7 +140,7 @@ class Outgoing:
             if more:
                 return
             chunk = self._confirmed.body
-        exchange, recording = self._exchange, self._recording
+        exchange, recording = self.exchange, self._recording
         if recording is not None and not recording.add(bytes(chunk)):
             self._stop_recording("size")
             recording = None
@@ -173,17 +176,19 @@ class Outgoing:
         start, body = self._start, recording.body
         status: int = start["status"]
         headers: list[tuple[bytes, bytes]] = list(start.get("headers") or ())
-        if status == 200 and field(headers, b"etag") is None:
-            headers.append((b"etag", make_etag(body)))
+        said = first_values(headers)
+        etag = said.get(b"etag")
+        if status == 200 and etag is None:
+            etag = make_etag(body)
+            headers.append((b"etag", etag))
         whole = {**start, "headers": headers}
-        stored = await self._exchange.store(
+        stored = await self.exchange.store(
             whole, body, recording.lifetime, validated=self._validated, adds_cache_control=self._adds
         )
         if self._phase is Phase.SENT:
             return chunk
         self._start = whole
-        facts, etag, modified = self._exchange.facts, field(headers, b"etag"), field(headers, b"last-modified")
-        if status == 200 and not_modified(facts, etag, modified):
+        if status == 200 and not_modified(self.exchange.facts, etag, said.get(b"last-modified")):
             self._start = {**whole, "status": 304, "headers": list(not_modified_headers(headers))}
             body = b""
         await self._send_start(stored=stored)
@@ -194,15 +199,17 @@ class Outgoing:
         if self._phase is not Phase.HELD:
             return
         self._phase = Phase.SENT
-        middleware = self._exchange.middleware
-        extra = middleware.exposed(self._exchange.scope.tags, whole=whole)
+        middleware = self.exchange.middleware
+        headers: list[tuple[bytes, bytes]] = [*(self._start.get("headers") or ())]
+        if middleware.own_target is not None:
+            headers = [pair for pair in headers if pair[0] != middleware.own_target]
+        headers += middleware.exposed(self.exchange.scope.tags, whole=whole)
         if (status := self._cache_status(stored)) is not None:
-            extra.append((b"cache-status", status))
-        headers = [pair for pair in self._start.get("headers") or () if pair[0] != middleware.own_target]
-        await self._send({**self._start, "headers": [*headers, *extra]})
+            headers.append((b"cache-status", status))
+        await self._send({**self._start, "headers": headers})
 
     def _cache_status(self, stored: bool) -> bytes | None:
-        exchange = self._exchange
+        exchange = self.exchange
         name, miss = exchange.middleware.name, exchange.miss
         if self._recording is None:
             if exchange.policy is None and exchange.dims is None and not exchange.refused:
@@ -227,7 +234,7 @@ class Outgoing:
     def _stop_recording(self, why: str) -> None:
         self._recording = None
         self._not_stored = why
-        self._exchange.give_up(why)
+        self.exchange.give_up(why)
 
 
 class _Recording:

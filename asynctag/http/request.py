@@ -17,7 +17,7 @@ from asynctag.scope import Scope, live_scope
 from asynctag.tags import check_tag
 
 if TYPE_CHECKING:
-    from asynctag.http.exchange import Exchange
+    from asynctag.http.exchange import Exchange, Silence
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class RequestCache:
 
     __slots__ = ("_bypass", "_exchange", "_scope", "cache")
 
-    def __init__(self, cache: Cache, exchange: "Exchange | None", bypass: str | None = None) -> None:
+    def __init__(self, cache: Cache, exchange: "Exchange | Silence | None", bypass: str | None = None) -> None:
         self.cache = cache
         self._bypass = bypass
         self._exchange = exchange

@@ -14,7 +14,7 @@ from asynctag.cached import resolve_annotations
 from asynctag.errors import ConfigurationError, InvalidTagError
 from asynctag.expiry import Seconds, fraction, seconds
 from asynctag.http.asgi import Receive, Send
-from asynctag.http.exchange import Exchange, Silence, current_exchange
+from asynctag.http.exchange import Exchange, exchange_here
 from asynctag.http.rules import Policy
 from asynctag.names import tag_name
 from asynctag.tags import compile_tags
@@ -148,7 +148,7 @@ def endpoint_with(endpoint: Callable[..., Any], policy: Policy, tags_of: TagsOf)
 
     @wraps(endpoint)
     async def cached_endpoint(*args: Any, **kwargs: Any) -> Any:
-        exchange = current_exchange.get()
+        exchange = exchange_here()
         if exchange is None:
             raise ConfigurationError(
                 f"{endpoint!r} is cached by cache_response, and there is no CacheMiddleware around the application: "
@@ -158,8 +158,6 @@ def endpoint_with(endpoint: Callable[..., Any], policy: Policy, tags_of: TagsOf)
             reply = await reply_from(exchange, policy, tags_of, _values(names, args, kwargs))
             if reply is not None:
                 return reply
-        elif isinstance(exchange, Silence):
-            exchange.end()
         if not is_async:
             return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs))
         result = endpoint(*args, **kwargs)

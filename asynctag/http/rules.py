@@ -321,8 +321,9 @@ def storable(
         return "method"
     if request.range is not None:  # whatever it is, it is not sure to be the whole
         return "range"
-    if not all(is_field(name, value) for name, value in headers):
-        return "malformed"  # servers refuse to send it, and would refuse every hit
+    for name, value in headers:
+        if not is_field(name, value):
+            return "malformed"  # servers refuse to send it, and would refuse every hit
     reason = _why_request_is_private(request, directives, held, cookies) or _why_not_whole(
         status, fields, directives, _statuses(policy, store)
     )
@@ -375,16 +376,15 @@ def _directives(fields: Mapping[bytes, list[bytes]], targets: Sequence[bytes]) -
 
 
 def may_be_stored(headers: Headers, targets: Sequence[bytes]) -> bool:
-    """Whether a response may have a lifetime by its own word, at a glance: where this is false, `storable` says no too.
-
-    Names are lower-case.
-    """
+    """Whether a response may have a lifetime by its own word, at a glance: where this is false, `storable` says no too,
+    and none of the targets is there."""
     says = False
-    for name, value in headers:
+    for sent, value in headers:
+        name = sent.lower()
         if name == b"cache-control":
             said = value.lower()
             if (b"no-store" in said or b"private" in said) and b"must-understand" not in said:
-                return any(one in targets for one, _ in headers)
+                return any(one.lower() in targets for one, _ in headers)
             says = True
         elif name == b"expires" or name in targets:
             says = True
@@ -506,7 +506,11 @@ def _stale_periods(directives: CacheControl, policy: Policy | None) -> tuple[flo
 def _fields(headers: Headers) -> dict[bytes, list[bytes]]:
     fields: dict[bytes, list[bytes]] = {}
     for name, value in headers:
-        fields.setdefault(name.lower(), []).append(value)
+        lowered = name.lower()
+        if lowered in fields:
+            fields[lowered].append(value)
+        else:
+            fields[lowered] = [value]
     return fields
 
 
@@ -535,10 +539,12 @@ _NEVER_STORED = frozenset(
 def stored_headers(headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
     """The fields that are kept with a stored response, with lower-case names (RFC 9111 §3.1)."""
     pairs = [(name.lower(), value) for name, value in headers]
-    listed = {
-        option.strip(b" \t").lower() for name, value in pairs if name == b"connection" for option in value.split(b",")
-    }
-    return tuple([pair for pair in pairs if pair[0] not in _NEVER_STORED and pair[0] not in listed])
+    kept = [pair for pair in pairs if pair[0] not in _NEVER_STORED]
+    lists = [value for name, value in pairs if name == b"connection"]
+    if lists:
+        listed = {option.strip(b" \t").lower() for value in lists for option in value.split(b",")}
+        kept = [pair for pair in kept if pair[0] not in listed]
+    return tuple(kept)
 
 
 _KEPT_BY_304 = frozenset(

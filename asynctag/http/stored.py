@@ -1,5 +1,6 @@
 """A response as it is kept, and how it is answered from."""
 
+from collections.abc import Sequence
 from math import isfinite
 from typing import Any
 
@@ -92,7 +93,15 @@ def make_stored(
 
 def field(headers: Headers, name: bytes) -> bytes | None:
     """The first value of a header, if it is there."""
-    return next((value for found, value in headers if found.lower() == name), None)
+    for found, value in headers:
+        if found.lower() == name:
+            return value
+    return None
+
+
+def first_values(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The first value of each header. Names are lower-case."""
+    return dict(reversed(headers))
 
 
 class _ResponseCodec(PackedCodec):
@@ -106,7 +115,9 @@ class _ResponseCodec(PackedCodec):
         return response
 
     def keep(self, value: Any) -> Kept:
-        size = _OVERHEAD + len(value.body) + sum(_PER_HEADER + len(n) + len(v) for n, v in value.headers)
+        size = _OVERHEAD + len(value.body)
+        for name, text in value.headers:
+            size += _PER_HEADER + len(name) + len(text)
         return Kept(value, None, size)
 
 

@@ -56,18 +56,19 @@ PLAIN = Dimensions()
 
 def dimensions(policy: Policy | None, headers: Headers, *, public: bool) -> Dimensions | None:
     """The dimensions of a response: what its policy names and what its own `Vary` does. `None` for `Vary: *`."""
-    own = parse_vary(value for name, value in headers if name.lower() == b"vary")
+    lines = [value for name, value in headers if name.lower() == b"vary"]
+    own = parse_vary(lines) if lines else ()
     if own is None:
         return None
     if policy is None:
-        return Dimensions(vary=own, public=public)
-    return replace(keyed_by(policy, own), public=public)
+        return _keyed_by((), None, None, public, (), False, own)
+    return keyed_by(policy, own, public=public)
 
 
-def keyed_by(policy: Policy, vary: tuple[bytes, ...]) -> Dimensions:
+def keyed_by(policy: Policy, vary: tuple[bytes, ...], *, public: bool = False) -> Dimensions:
     """The dimensions by which a request is looked up under `policy`, where responses also vary by `vary`."""
     return _keyed_by(
-        policy.vary_fields, policy.cookies, policy.query, policy.ignore_query, policy.key is not None, vary
+        policy.vary_fields, policy.cookies, policy.query, public, policy.ignore_query, policy.key is not None, vary
     )
 
 
@@ -76,11 +77,12 @@ def _keyed_by(
     named: tuple[bytes, ...],
     cookies: tuple[str, ...] | None,
     query: tuple[str, ...] | None,
+    public: bool,
     ignored: tuple[str, ...],
     keyed: bool,
     vary: tuple[bytes, ...],
 ) -> Dimensions:
-    return widened(Dimensions(named, cookies, query, ignored=ignored, keyed=keyed), vary)
+    return widened(Dimensions(named, cookies, query, public, ignored=ignored, keyed=keyed), vary)
 
 
 def widened(dims: Dimensions, vary: tuple[bytes, ...]) -> Dimensions:
@@ -107,6 +109,8 @@ def url_path(raw: bytes | None, path: str, root: str) -> bytes:
     the way has changed those: for a tenant, a language.
     """
     decoded = path.encode("utf-8", "surrogatepass")
+    if raw == decoded and not root and b"%" not in decoded and b"?" not in decoded:  # as most are
+        return decoded
     sent = decoded if raw is None else raw.partition(b"?")[0]
     if root or unquote_to_bytes(sent) != decoded:
         return b"%d,%d:%b%b%b" % (len(sent), len(decoded), sent, decoded, root.encode("utf-8", "surrogatepass"))

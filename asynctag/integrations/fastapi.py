@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection
 
 from asynctag.errors import ConfigurationError, InvalidTagError
 from asynctag.expiry import Seconds
-from asynctag.http.exchange import Silence, current_exchange
+from asynctag.http.exchange import exchange_here
 from asynctag.http.guards import effective_route
 from asynctag.http.request import RequestCache, cache_of
 from asynctag.http.routes import cache_response, is_async_callable, make_policy, policy_of, stored_reply
@@ -80,7 +80,7 @@ def cache_policy(
             try:
                 checked = check_tags(found)
             except InvalidTagError as error:  # it was made of what the client sent
-                if exchange := current_exchange.get():
+                if exchange := exchange_here():
                     exchange.refuse("tag", error)
                 return
             _declare(connection, policy, checked)
@@ -102,9 +102,7 @@ def cache_policy(
 
 def _declare(connection: HTTPConnection, policy: Policy, tags: tuple[str, ...]) -> None:
     cache_of(connection)  # raises without the middleware
-    exchange = current_exchange.get()
-    if isinstance(exchange, Silence):
-        exchange.end()
+    exchange = exchange_here()
     if not exchange:
         return
     exchange.routed = connection.scope
@@ -131,7 +129,7 @@ def _serving(endpoint: Callable[..., Any]) -> Any:
 
     @wraps(endpoint)
     async def async_endpoint(**values: Any) -> Any:
-        exchange = current_exchange.get()
+        exchange = exchange_here()
         reply = await stored_reply(exchange) if exchange else None
         if reply is not None:
             return reply
@@ -140,7 +138,7 @@ def _serving(endpoint: Callable[..., Any]) -> Any:
 
     @wraps(endpoint)
     def sync_endpoint(**values: Any) -> Any:
-        exchange = current_exchange.get()
+        exchange = exchange_here()
         reply = anyio.from_thread.run(stored_reply, exchange) if exchange else None
         return endpoint(**values) if reply is None else reply
 

@@ -1,7 +1,7 @@
 """A raw ASGI client: it sends one request, holds it where a test wants it held, and records every message."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -204,6 +204,9 @@ class BrokenBackend(MemoryBackend):
     async def write(self, entry: Entry) -> Written:
         raise BackendError("no answer")
 
+    async def write_many(self, entries: Sequence[Entry]) -> list[Written]:
+        raise BackendError("no answer")
+
 
 class SlowBackend(MemoryBackend):
     """A backend whose writes of responses wait until they are let through."""
@@ -214,10 +217,14 @@ class SlowBackend(MemoryBackend):
         self.let_through = anyio.Event()
 
     async def write(self, entry: Entry) -> Written:
-        if "|k|http record" not in entry.key:
+        (written,) = await self.write_many([entry])
+        return written
+
+    async def write_many(self, entries: Sequence[Entry]) -> list[Written]:
+        if not all("|k|http record" in entry.key for entry in entries):
             self.writing.set()
             await self.let_through.wait()
-        return await super().write(entry)
+        return await super().write_many(entries)
 
 
 class Route:

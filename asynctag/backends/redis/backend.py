@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from asynctag.backends.base import Backend, Cause, Entry, Miss, Reading, Stamp, Written
+from asynctag.backends.base import OF_NO_EPOCH, Backend, Cause, Entry, Miss, Reading, Stamp, Written
 from asynctag.backends.redis.client import Client, MovedError, WentBackError
 from asynctag.backends.redis.connection import ConnectionLostError, pack
 from asynctag.backends.redis.format import TAGS_AT, Format, Head, Times, pack_tags
@@ -164,6 +164,10 @@ class RedisBackend(Backend):
         if reading is None:
             reading = await self._read(key)
         return reading if reading.miss is None else _without_entry(reading)
+
+    def newest(self) -> Stamp:
+        newest = self._client.newest
+        return newest if newest.epoch else OF_NO_EPOCH
 
     async def inspect(self, key: str) -> Reading:
         return await self._read(key)

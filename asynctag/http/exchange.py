@@ -135,12 +135,9 @@ class Silence(Client):
         return self._outgoing.exchange
 
     async def send(self, message: Message) -> None:
-        if self._outgoing is None:
-            if message["type"] == "http.response.start":
-                if may_be_stored(message.get("headers") or (), self._middleware.targets):
-                    self.end()
-            elif not message.get("more_body", False):
-                self.scope.closed = True  # what is cached or tagged from here on is not part of the response
+        if self._outgoing is None and message["type"] == "http.response.start":
+            if may_be_stored(message.get("headers") or (), self._middleware.targets):
+                self.end()
         await (self._send if self._outgoing is None else self._outgoing.send)(message)
 
     async def answer_stale(self, error: Exception) -> bool:

@@ -1076,6 +1076,46 @@ async def test_a_request_that_says_something_gets_a_whole_exchange(cache: Cache)
     assert (await ask(app, headers={"cache-control": "only-if-cached"})).status == 504
 
 
+async def test_it_stays_uncached_while_the_cache_is_disabled(cache: Cache) -> None:
+    page = Page()
+    app = CacheMiddleware(page, cache=cache)
+    await ask(app)
+    page.headers["cache-control"] = "public, max-age=60"
+    with cache.disabled():
+        await ask(app)
+    assert not (await ask(app)).hit
+
+
+async def test_what_it_was_built_from_counts_for_a_cached_computation_around_it(cache: Cache) -> None:
+    """A cached function that calls the application depends on what the application's caches depend on."""
+
+    async def page(request: Request) -> PlainTextResponse:
+        add_tags("product:635")
+        return PlainTextResponse("page")
+
+    app = Starlette(routes=[StarletteRoute("/", page)])
+    app.add_middleware(CacheMiddleware, cache=cache)
+    runs = []
+
+    @cache.cached(ttl=60, name="around")
+    async def around() -> str:
+        runs.append((await ask(app)).text)
+        return runs[-1]
+
+    for _ in range(2):
+        await around()
+    await cache.invalidate("product:635")
+    await around()
+    assert len(runs) == 2
+
+
+async def test_what_one_application_has_stored_another_serves(cache: Cache) -> None:
+    """Two middlewares over one cache, in one process."""
+    first, second = (CacheMiddleware(Page(cache_control="public, max-age=60"), cache=cache) for _ in range(2))
+    assert [(await ask(app)).hit for app in (second, first)] == [False, True]
+    assert [(await ask(app, "/new")).hit for app in (first, second)] == [False, True]
+
+
 async def test_where_tags_go_out_they_always_do(cache: Cache) -> None:
     async def page(request: Request) -> PlainTextResponse:
         add_tags("a")

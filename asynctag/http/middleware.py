@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from math import floor
+from typing import TypeAlias
 
 import anyio
 from starlette.requests import HTTPConnection
@@ -58,6 +59,10 @@ MAX_EXPOSED = 4000
 
 #: What a client asks for itself, and the cache does not when it renews a response.
 _OF_ONE_CLIENT = frozenset({b"cache-control", b"if-modified-since", b"if-none-match", b"pragma"})
+
+
+#: The scheme, the host, the path as it was sent and as it is routed by, the root and the query.
+_Url: TypeAlias = tuple[str, bytes, bytes | None, str, str, bytes]
 
 
 class _Known:
@@ -169,7 +174,7 @@ class CacheMiddleware:
         if groups:
             cache.after_invalidation(_note_invalidated)
         self._token = cache_status(name=name)
-        self._known: dict[tuple[str, bytes, bytes | None, str, str, bytes], _Known] = {}
+        self._known: dict[_Url, _Known] = {}
         self._policy = policy
         self._exposed_as = expose_tags.lower().encode() if expose_tags is not None else None
         self._wanted_on: Backend | None = None
@@ -186,11 +191,14 @@ class CacheMiddleware:
         if around is not None and around.cache is self.cache:
             await self.app(scope, receive, send)  # within an application that has this middleware already
         elif kind == "http" and scope["method"] in ("GET", "HEAD"):
-            reading = self._nothing_stored(scope)
-            if reading is not None:
-                await self._pass_silently(scope, receive, send, reading)
-                return
-            known = self._plain_url(scope)
+            url = self._plain_url(scope)
+            known = self._known.get(url) if url is not None else None
+            if known is None:
+                reading = self._nothing_stored(scope, plain=url is not None)
+                if reading is not None:
+                    await self._pass_silently(scope, receive, send, reading)
+                    return
+                known = self._know(url) if url is not None else None
             messages = self._ready(known) if known is not None else None
             if messages is None and known is not None and known.dims is not None:
                 messages = await self._fetch(scope, known)
@@ -216,8 +224,11 @@ class CacheMiddleware:
         else:
             await self._pass(scope, receive, send)
 
-    def _nothing_stored(self, asgi: AsgiScope) -> Reading | None:
-        """What a look-up would read, for a path of which nothing is stored; None where that cannot be told at once."""
+    def _nothing_stored(self, asgi: AsgiScope, *, plain: bool) -> Reading | None:
+        """What a look-up would read, for a path of which nothing is stored; None where that cannot be told at once.
+
+        `plain`: the request says nothing for a cache to decide by.
+        """
         cache = self.cache
         if self._policy is not None or self.shows_tags or cache._disabled:
             return None
@@ -226,9 +237,10 @@ class CacheMiddleware:
             self._wanted_on, self._wanted = filler.backend, wanted_on(filler.backend)
         if self._wanted is None or asgi["path"] in self._wanted:
             return None
-        for name, _ in asgi["headers"]:
-            if name == b"cache-control":  # it may want nothing but what is stored
-                return None
+        if not plain:
+            for name, _ in asgi["headers"]:
+                if name == b"cache-control":  # it may want nothing but what is stored
+                    return None
         return _nothing_read(filler.backend)
 
     def note_wanted(self, path: str) -> None:
@@ -272,8 +284,10 @@ class CacheMiddleware:
         finally:
             current_exchange.reset(token)
 
-    def _plain_url(self, asgi: AsgiScope) -> _Known | None:
-        """The URL of a request that says nothing for a cache to decide by, as most do; None for others."""
+    def _plain_url(self, asgi: AsgiScope) -> _Url | None:
+        """The URL of a `GET` that says nothing for a cache to decide by, as most do; None for others."""
+        if asgi["method"] != "GET" or self._policy is not None:
+            return None
         host: bytes | None = None
         for name, value in asgi["headers"]:
             if name == b"host":
@@ -286,15 +300,9 @@ class CacheMiddleware:
             host = b""
         try:
             scheme, raw, path = asgi["scheme"], asgi["raw_path"], asgi["path"]
-            url = (scheme, host, raw, path, asgi["root_path"], asgi["query_string"])
+            return (scheme, host, raw, path, asgi["root_path"], asgi["query_string"])
         except KeyError:  # of a server that leaves out what it may
             return None
-        known = self._known.get(url)
-        if known is None:
-            known = self._know(url)
-        if asgi["method"] != "GET" or self._policy is not None:
-            return None
-        return known
 
     def _ready(self, known: _Known) -> tuple[Message, Message] | None:
         """The hit of such a request that can be told at once, where the URL is the whole key.
@@ -353,7 +361,7 @@ class CacheMiddleware:
             {"type": "http.response.body", "body": response.body, "more_body": False},
         )
 
-    def _know(self, url: tuple[str, bytes, bytes | None, str, str, bytes]) -> "_Known | None":
+    def _know(self, url: _Url) -> _Known | None:
         """Remember a URL, unless it is long: clients make them up."""
         scheme, host, raw, path, root, query = url
         if raw is None or len(host) + len(raw) + len(path) + len(root) + len(query) > MAX_LENGTH_KNOWN:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from contextvars import Context
 from time import monotonic
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 from weakref import WeakSet
 
 import hiredis
@@ -97,6 +97,9 @@ def _pack_large(parts: tuple[str | bytes | int, ...]) -> bytes:
     return b"".join(packed)
 
 
+#: What came to a request last time: the bytes, and the replies that they are.
+Last: TypeAlias = tuple[bytes, list[Any]]
+
 _TIME = pack("TIME")
 
 
@@ -125,11 +128,13 @@ class Connection(asyncio.Protocol):
         self._feed, self._gets = reader.feed, reader.gets
         # What waits for replies: a future, the number of replies, and when it was handed over. Those at the end
         # belong to `_unsent`, what is to be written in this turn.
-        self._pending: deque[tuple[asyncio.Future[list[Any]], int, float]] = deque()
+        self._pending: deque[tuple[asyncio.Future[list[Any]], int, float, Last | None]] = deque()
         self._unsent: list[bytes] = []
         self._turn = 0.0
         #: The replies so far to a request that gets several.
         self._replies: list[Any] = []
+        #: What has come of replies that are as last time so far.
+        self._begun = b""
         #: How many replies are to come, with places kept for those called from `_queue`.
         self._waiting = 0
         self._queue: deque[asyncio.Future[None]] = deque()
@@ -144,10 +149,10 @@ class Connection(asyncio.Protocol):
         self._guard: Any = self._until_the_loop_ends()
         _connections.add(self)
 
-    def send(self, request: bytes, replies: int) -> "asyncio.Future[list[Any]]":
+    def send(self, request: bytes, replies: int, last: Last | None = None) -> "asyncio.Future[list[Any]]":
         """Hand over packed commands that get so many `replies` (one at least): the result is the list of those.
 
-        A refusal is a `hiredis.ReplyError` in the list. Raises `ConnectionLostError` if the connection is closed.
+        Where they are what came `last` time, byte for byte, the result is that time's list. A refusal is a `hiredis.ReplyError` in the list. Raises `ConnectionLostError` if the connection is closed.
         """
         if self.closed:
             raise ConnectionLostError(f"the connection to {self.address} is closed", sent=False)
@@ -157,7 +162,7 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         unsent.append(request)
         future = self._new_future()
-        self._pending.append((future, replies, self._turn))
+        self._pending.append((future, replies, self._turn, last))
         self._waiting += replies
         if self._waiting >= self._max_waiting:
             self.is_full = True
@@ -172,7 +177,7 @@ class Connection(asyncio.Protocol):
         now = monotonic()
         if now - self._asked_time >= CLOCK_AGE:
             self._asked_time = now
-            self._pending.insert(len(self._pending) - len(unsent), (_NOBODY, 0, now))
+            self._pending.insert(len(self._pending) - len(unsent), (_NOBODY, 0, now, None))
             unsent.insert(0, _TIME)
         if self._watchdog is None:
             self._watchdog = self._loop.call_later(self._timeout, self._watch, context=self._context)
@@ -181,8 +186,40 @@ class Connection(asyncio.Protocol):
         transport.write(data)
 
     def data_received(self, data: bytes) -> None:
-        pending, gets, answered = self._pending, self._gets, 0
         self._heard = monotonic()
+        rest = data if self._is_within_a_reply() else self._answer_as_last(self._begun + data)
+        if rest:
+            self._parse(rest)
+        if self.is_full:
+            self._make_room()
+
+    def _is_within_a_reply(self) -> bool:
+        """Whether the reader has the beginning of what a request gets."""
+        return bool(self._replies) or self._reader.has_data()
+
+    def _answer_as_last(self, data: bytes) -> bytes:
+        """Answer those, in their order, to whom the same comes as last time. What is left for the reader."""
+        pending, at = self._pending, 0
+        self._begun = b""
+        while pending:
+            future, replies, _, last = pending[0]
+            if last is None:
+                break
+            raw, result = last
+            if not data.startswith(raw, at):
+                if raw.startswith(data[at:]):
+                    self._begun = data[at:]
+                    return b""
+                break
+            at += len(raw)
+            pending.popleft()
+            self._waiting -= replies
+            if not future.done():  # Its caller may have been cancelled.
+                future.set_result(result)
+        return data[at:]
+
+    def _parse(self, data: bytes) -> None:
+        pending, gets, answered = self._pending, self._gets, 0
         self._feed(data)
         try:
             while (reply := gets()) is not _MORE:
@@ -190,7 +227,7 @@ class Connection(asyncio.Protocol):
                     continue  # Nobody here has asked for it.
                 if not pending:
                     raise hiredis.ProtocolError(f"a reply to nothing, {reply!r}")
-                future, replies, handed_over = pending[0]
+                future, replies, handed_over, _ = pending[0]
                 if replies == 1:
                     reply = [reply]
                 elif replies:
@@ -210,8 +247,6 @@ class Connection(asyncio.Protocol):
             self._lose(_NotRedisError, f"{self.address} answered wrongly: {error}")
             return
         self._waiting -= answered
-        if self.is_full:
-            self._make_room()
 
     def _set_clock(self, reply: Any, asked: float) -> None:
         match reply:
@@ -278,7 +313,7 @@ class Connection(asyncio.Protocol):
             self._wrote = now
         self._unwritten = unwritten
         # What is large may take longer, while its own bytes go one way or the other.
-        begun = self._replies or self._reader.has_data()
+        begun = self._begun or self._is_within_a_reply()
         moved = max(oldest[2], self._wrote, self._heard if begun else 0.0)
         moved = min(moved, oldest[2] + LONGEST * self._timeout)
         left = moved + self._timeout - now
@@ -331,7 +366,7 @@ class Connection(asyncio.Protocol):
             transport.abort()
 
     def _fail_all(self, error: Callable[[str], BackendError], message: str, cause: Exception | None) -> None:
-        futures = [future for future, replies, _ in self._pending if replies]
+        futures = [future for future, replies, _, _ in self._pending if replies]
         sent = len(futures) - len(self._unsent)
         never: list[asyncio.Future[Any]] = [*futures[sent:], *self._queue]
         failed = [(one, error(message)) for one in futures[:sent]]

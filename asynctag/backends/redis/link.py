@@ -11,7 +11,7 @@ from hiredis import ReplyError
 from redis.asyncio import Redis
 
 from asynctag.backends.base import Entry, Reading, Stamp
-from asynctag.backends.redis.connection import Connection, connect, pack
+from asynctag.backends.redis.connection import Connection, Last, connect, pack
 from asynctag.backends.redis.format import TAGS_AT, Head
 from asynctag.backends.redis.replies import not_a_cluster, refusal
 from asynctag.backends.redis.scripts import ALL
@@ -41,11 +41,17 @@ class Judged(NamedTuple):
     """
 
     body: bytes
-    answer: list[Any]
+    answer: list[float | None]
     newest: Stamp
     offset: float
     reading: Reading
     entry: Entry
+
+    def as_sent(self) -> Last:
+        """The replies, and the bytes that they are in RESP3."""
+        numbers = [b"_\r\n" if number is None else b",%.17g\r\n" % number for number in self.answer]
+        raw = b"$%d\r\n%b\r\n*%d\r\n%b" % (len(self.body), self.body, len(numbers), b"".join(numbers))
+        return raw, [self.body, self.answer]
 
 
 class Known:
@@ -55,7 +61,7 @@ class Known:
     `softened`, it asks for soft invalidations of each tag too. What begins with the same bytes has the same `head`.
     """
 
-    __slots__ = ("head", "judged", "packed", "request", "size", "softened", "tags")
+    __slots__ = ("head", "judged", "last", "packed", "request", "size", "softened", "tags")
 
     def __init__(self, request: bytes, tags: tuple[str, ...], head: Head, softened: bool) -> None:
         self.request = request
@@ -64,6 +70,7 @@ class Known:
         self.packed = head.raw[TAGS_AT:]
         self.softened = softened
         self.judged: Judged | None = None
+        self.last: Last | None = None  # what was `judged`, once the same has come again
         self.size = len(request) + 3 * len(head.raw)  # the head, the tags packed and as texts
 
 
@@ -129,7 +136,7 @@ class Link:
     def keep(self, known: Known, judged: Judged) -> None:
         """Note what the replies to the request of `known` came to."""
         self._let_go(known)
-        size = len(judged.body) + len(judged.entry.body)
+        size = 2 * (len(judged.body) + len(judged.entry.body))  # as read and as sent, encoded and decoded
         if size > MAX_ENTRY_KEPT:
             return
         known.judged = judged
@@ -139,7 +146,7 @@ class Link:
             self._let_go(next(iter(self._kept)))
 
     def _let_go(self, known: Known) -> None:
-        known.judged = None
+        known.judged = known.last = None
         self._kept_bytes -= self._kept.pop(known, 0)
 
 

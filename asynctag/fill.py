@@ -17,6 +17,7 @@ from asynctag.names import NOBODYS
 from asynctag.outage import outage_of
 from asynctag.pending import Invalidator
 from asynctag.scope import Scope, current_scope, leave_scope, live_scope
+from asynctag.thaw import ATOMS
 
 logger = logging.getLogger("asynctag")
 
@@ -181,26 +182,27 @@ class Filler:
 
     async def obtain_by_key(self, key: str, codec: Codec, make_job: Callable[..., Job], *args: Any) -> Any:
         """As `obtain`, with a job that `make_job(key, *args)` makes: to make one takes longer than a hit does."""
-        parent, came, landings = live_scope(), self.flights.begun, self.flights.landings(key)
+        backend, flights = self.backend, self.flights
+        parent, came, landings = live_scope(), flights.begun, flights.landings(key)
         reading: Reading | None
         try:
             if self.pending.names or not self._agreed:
                 reading = await self.read(key)
             else:  # mostly: one coroutine less to go through
-                reading = await self.backend.read(key)
+                reading = await backend.read(key)
         except BackendError as error:
             self._cannot_read(error)
             reading = None
         except BaseException:  # what the caller does instead depends on it too
             if parent is not None:
-                parent.gather(make_job(key, *args).tags, self.backend)
+                parent.gather(make_job(key, *args).tags, backend)
             raise
         entry = reading.entry if reading is not None and not reading.stale else None
-        if entry is not None and self.backend.clock() < entry.renew_from:
+        if entry is not None and backend.clock() < entry.renew_from:
             value = load(entry, codec)
             if value is not MISSING:
                 if parent is not None:
-                    parent.absorb(entry, self.backend)
+                    parent.absorb(entry, backend)
                 return value
         return await self.obtain(make_job(key, *args), Looked(came, landings, reading))
 
@@ -738,9 +740,18 @@ def load(entry: Entry, codec: Codec) -> Any:
         if its_codec is codec:
             return entry.load()
         if its_codec is None:  # bytes, from outside this process
-            return codec.decode(entry.body)
+            decoded = entry.decoded
+            return decoded[1] if decoded is not None and decoded[0] is codec else _decode(entry, codec)
         # Stored as another type under the same key: decode what its bytes would be.
         return codec.decode(its_codec.encode(entry.load()))
     except CorruptEntryError as error:
         logger.warning("%s is taken for a miss: %s", entry.key, error)
         return MISSING
+
+
+def _decode(entry: Entry, codec: Codec) -> Any:
+    """The value of the bytes of `entry`, kept with it where nobody can change it."""
+    value = codec.decode(entry.body)
+    if type(value) in ATOMS:
+        entry.decoded = codec, value
+    return value

@@ -391,7 +391,7 @@ async def test_a_connection_that_lives_through_it_notices_too(
     new_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing was sent while the server was a replica, so nothing was refused; no later number is known."""
-    monkeypatch.setattr("asynctag.backends.redis.link.CHECK_AGE", 0)  # once a second, else
+    monkeypatch.setattr("asynctag.backends.redis.connection.ASKED_AGE", 0)  # once a second, else
     here, there = new_server(), new_server()
     here.replicate(there)
     here.promote()
@@ -910,12 +910,12 @@ async def test_what_is_kept_of_replies_is_bounded(backend: RedisBackend, monkeyp
         return [key for key in keys if link.known[key].judged is not None]
 
     assert await kept() == keys
-    assert link._kept_bytes > 6 * 2000
-    monkeypatch.setattr(module, "MAX_KEPT_BYTES", 5000)
+    assert link._kept_bytes > 6 * 4000
+    monkeypatch.setattr(module, "MAX_KEPT_BYTES", 10_000)
     monkeypatch.setattr(module, "MAX_KNOWN", 6)
     await put(backend, key=keys[0], value="a" * 1000)
     assert await kept() == keys[-2:]
-    monkeypatch.setattr(module, "MAX_ENTRY_KEPT", 500)
+    monkeypatch.setattr(module, "MAX_ENTRY_KEPT", 1000)
     await put(backend, key=keys[0], value="a" * 1000)
     assert keys[0] not in await kept()
 
@@ -993,7 +993,7 @@ async def test_what_is_large_may_take_longer_than_a_timeout(
     made = await connect(Redis(port=redis_server.port), connect_timeout=5, timeout=5)
     late = made.send(pack("BLPOP", "nothing", "0"), 1)
     made._flush()
-    made._pending[0] = made._suspect = (late, 1, monotonic() - waited)  # looked at once, as it should have come
+    made._pending[0] = made._suspect = (late, 1, monotonic() - waited, None)  # looked at once, as it should have come
     made._heard = monotonic() - heard
     made._replies.append(b"its beginning")
     made._watch()

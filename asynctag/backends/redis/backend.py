@@ -150,8 +150,7 @@ class RedisBackend(Backend):
     async def read(self, key: str) -> Reading:
         client = self._client
         link = client.ready()
-        known = link.known.get(key) if link is not None else None
-        if link is None or known is None:
+        if link is None or (known := link.known.get(key)) is None:
             return _without_entry(await self._read(key))
         newest = client.newest
         try:

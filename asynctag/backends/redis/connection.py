@@ -26,8 +26,8 @@ from redis.backoff import NoBackoff
 
 from asynctag.errors import BackendError, ConfigurationError
 
-#: The age, in seconds, at which what is known of the server's clock is asked for again.
-CLOCK_AGE = 1.0
+#: The age, in seconds, at which what is known of the server is asked for again: its clock, and the `inquiry`.
+ASKED_AGE = 1.0
 
 #: How many timeouts a reply may take while bytes of it, or of what is sent, are on their way.
 LONGEST = 10
@@ -113,6 +113,8 @@ class Connection(asyncio.Protocol):
     #: The server's Unix time less `time.monotonic()` as it was when that time was asked for: with this offset the
     #: server's clock is at most `monotonic() + clock_offset`. It is no older than a second at any reply.
     clock_offset: float = 0.0
+    #: A command with one reply that goes out once a second, before others, and who is told when it is answered.
+    inquiry: "tuple[bytes, Callable[[asyncio.Future[list[Any]]], object]] | None" = None
     #: Told, once, where the connection is given up because a reply did not come in time.
     on_timeout: Callable[[str], None] | None = None
 
@@ -139,7 +141,7 @@ class Connection(asyncio.Protocol):
         self._waiting = 0
         self._queue: deque[asyncio.Future[None]] = deque()
         self._paused = False
-        self._asked_time = -CLOCK_AGE
+        self._asked_at = -ASKED_AGE
         self._watchdog: asyncio.TimerHandle | None = None
         # Of its own, so that what a caller has in its context is not kept alive.
         self._context = Context()
@@ -152,7 +154,8 @@ class Connection(asyncio.Protocol):
     def send(self, request: bytes, replies: int, last: Last | None = None) -> "asyncio.Future[list[Any]]":
         """Hand over packed commands that get so many `replies` (one at least): the result is the list of those.
 
-        Where they are what came `last` time, byte for byte, the result is that time's list. A refusal is a `hiredis.ReplyError` in the list. Raises `ConnectionLostError` if the connection is closed.
+        Where they are what came `last` time, byte for byte, the result is that time's list: nothing is parsed.
+        A refusal is a `hiredis.ReplyError` in the list. Raises `ConnectionLostError` if the connection is closed.
         """
         if self.closed:
             raise ConnectionLostError(f"the connection to {self.address} is closed", sent=False)
@@ -175,15 +178,27 @@ class Connection(asyncio.Protocol):
         if not unsent or transport is None:
             return  # It was closed after the last `send`.
         now = monotonic()
-        if now - self._asked_time >= CLOCK_AGE:
-            self._asked_time = now
-            self._pending.insert(len(self._pending) - len(unsent), (_NOBODY, 0, now, None))
-            unsent.insert(0, _TIME)
+        if now - self._asked_at >= ASKED_AGE:
+            self._ask_about_the_server(now)
         if self._watchdog is None:
             self._watchdog = self._loop.call_later(self._timeout, self._watch, context=self._context)
         data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
         unsent.clear()
         transport.write(data)
+
+    def _ask_about_the_server(self, now: float) -> None:
+        """Before what is unsent, so that the answer has come when the replies to that are handled."""
+        self._asked_at = now
+        asked, at = [_TIME], len(self._pending) - len(self._unsent)
+        self._pending.insert(at, (_NOBODY, 0, now, None))
+        if self.inquiry is not None:
+            request, tell = self.inquiry
+            answer = self._new_future()
+            answer.add_done_callback(tell)
+            asked.append(request)
+            self._pending.insert(at + 1, (answer, 1, now, None))
+            self._waiting += 1
+        self._unsent[:0] = asked
 
     def data_received(self, data: bytes) -> None:
         self._heard = monotonic()
@@ -199,24 +214,24 @@ class Connection(asyncio.Protocol):
 
     def _answer_as_last(self, data: bytes) -> bytes:
         """Answer those, in their order, to whom the same comes as last time. What is left for the reader."""
-        pending, at = self._pending, 0
-        self._begun = b""
+        pending, at, answered = self._pending, 0, 0
+        last: Last | None = None
         while pending:
             future, replies, _, last = pending[0]
-            if last is None:
+            if last is None or not data.startswith(last[0], at):
                 break
-            raw, result = last
-            if not data.startswith(raw, at):
-                if raw.startswith(data[at:]):
-                    self._begun = data[at:]
-                    return b""
-                break
-            at += len(raw)
+            at += len(last[0])
+            answered += replies
             pending.popleft()
-            self._waiting -= replies
             if not future.done():  # Its caller may have been cancelled.
-                future.set_result(result)
-        return data[at:]
+                future.set_result(last[1])
+        self._waiting -= answered
+        rest = data[at:]
+        if pending and last is not None and last[0].startswith(rest):
+            self._begun = rest
+            return b""
+        self._begun = b""
+        return rest
 
     def _parse(self, data: bytes) -> None:
         pending, gets, answered = self._pending, self._gets, 0
@@ -406,11 +421,11 @@ class Connection(asyncio.Protocol):
     async def _begin(self) -> None:
         """Ask for the time: the first sample of the clock, and the proof that it is Redis that answers."""
         await anext(self._guard)
-        self._asked_time = monotonic()
+        self._asked_at = monotonic()
         (reply,) = await self.send(_TIME, 1)
         if isinstance(reply, hiredis.ReplyError):
             raise reply
-        self._set_clock(reply, self._asked_time)
+        self._set_clock(reply, self._asked_at)
 
 
 def _lost(message: str) -> ConnectionLostError:

@@ -4,7 +4,6 @@ import asyncio
 import re
 import secrets
 from collections.abc import Sequence
-from time import monotonic
 from typing import Any, NamedTuple
 
 from hiredis import ReplyError
@@ -21,10 +20,7 @@ from asynctag.errors import ConfigurationError
 MAX_KNOWN, MAX_KNOWN_BYTES, MAX_HEAD_KNOWN = 10_000, 16 * 1024 * 1024, 8192
 
 #: Of how many bytes, as they came and as they were read, it is remembered what they came to; of one entry, how many.
-MAX_KEPT_BYTES, MAX_ENTRY_KEPT = 8 * 1024 * 1024, 128 * 1024
-
-#: The age, in seconds, at which it is asked again who the server is.
-CHECK_AGE = 1.0
+MAX_KEPT_BYTES, MAX_ENTRY_KEPT = 16 * 1024 * 1024, 256 * 1024
 
 _WHO = pack("INFO", "server", "replication")
 
@@ -94,17 +90,8 @@ class Link:
         self.failed = False  # it has been counted as a failure
         self.ended = False  # it was closed on purpose: what is lost with it is not asked again
         self.moved = False  # the server is not the one that it was: nothing that came over this connection counts
-        self._checked = monotonic()
-
-    def check(self) -> None:
-        """Once a second, ask who the server is, before what is sent next: the answer comes before the others.
-
-        A master that was demoted, took over older data and was promoted again keeps its connections.
-        """
-        now = monotonic()
-        if now - self._checked >= CHECK_AGE:
-            self._checked = now
-            self.connection.send(_WHO, 1).add_done_callback(self._see_who)
+        # A master that was demoted, took over older data and was promoted again keeps its connections.
+        connection.inquiry = _WHO, self._see_who
 
     def _see_who(self, asked: "asyncio.Future[list[Any]]") -> None:
         if asked.cancelled() or asked.exception() is not None:

@@ -203,7 +203,9 @@ def _wrapper(definition: Definition[P, R]) -> Any:
     cache, make_key, job, get_scope = definition.cache, definition.make_key, definition.job, current_scope.get
 
     async def cached(*args: P.args, **kwargs: P.kwargs) -> Any:
-        key = make_key(*args, **kwargs)
+        key, remote = make_key(*args, **kwargs), cache._remote
+        if remote is not None:
+            return await remote.obtain_by_key(key, definition.codec or definition.codec_now(), job, args, kwargs)
         entry = cache._peek(key)
         if entry is not None and entry.codec is definition.codec:
             scope = get_scope()
@@ -214,12 +216,9 @@ def _wrapper(definition: Definition[P, R]) -> Any:
                 return entry.body
             try:
                 return thaw(entry.body)
-            except CorruptEntryError:  # a validator that has changed its mind: `obtain` takes it for a miss
+            except CorruptEntryError:  # a validator that has changed its mind: `_obtain` takes it for a miss
                 pass
-        filler = cache._remote
-        if filler is None:
-            return await cache._obtain(job(key, args, kwargs))
-        return await filler.obtain_by_key(key, definition.codec or definition.codec_now(), job, args, kwargs)
+        return await cache._obtain(job(key, args, kwargs))
 
     wrapper: Any = update_wrapper(cached, definition.function)
     for method in ("key", "invalidate", "invalidate_all", "refresh", "uncached", "explain"):

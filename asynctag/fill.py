@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 from asynctag.backends.base import OF_NO_EPOCH, Backend, Cause, Entry, Miss, Reading, Stamp, Written
@@ -48,6 +48,10 @@ class Job(NamedTuple):
     may_be_absent: bool = False
     #: Renews it in the background, landing the flight, where that takes more than calling `compute`.
     renew: Callable[[Flight], Coroutine[Any, Any, None]] | None = None
+
+
+#: Makes the job of a key, and of the arguments of a function.
+JobMaker: TypeAlias = Callable[[str, tuple[Any, ...], Mapping[str, Any]], Job]
 
 
 class Found(NamedTuple):
@@ -97,6 +101,7 @@ class Filler:
         self.pending = self.invalidator.pending
         self.outage = outage_of(backend)
         self.max_ttl = max_ttl
+        self.can_peek = type(backend).peek is not Backend.peek
         self._agreed = False
 
     # --- the backend, failing open -----------------------------------------------------------------
@@ -180,8 +185,10 @@ class Filler:
 
     # --- one value -----------------------------------------------------------------------------------
 
-    async def obtain_by_key(self, key: str, codec: Codec, make_job: Callable[..., Job], *args: Any) -> Any:
-        """As `obtain`, with a job that `make_job(key, *args)` makes: to make one takes longer than a hit does."""
+    async def obtain_by_key(
+        self, key: str, codec: Codec, make_job: JobMaker, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """As `obtain`, with a job that `make_job` makes: to make one takes longer than a hit does."""
         backend, flights = self.backend, self.flights
         parent, came, landings = live_scope(), flights.begun, flights.landings(key)
         reading: Reading | None
@@ -195,7 +202,7 @@ class Filler:
             reading = None
         except BaseException:  # what the caller does instead depends on it too
             if parent is not None:
-                parent.gather(make_job(key, *args).tags, backend)
+                parent.gather(make_job(key, args, kwargs).tags, backend)
             raise
         entry = reading.entry if reading is not None and not reading.stale else None
         if entry is not None and backend.clock() < entry.renew_from:
@@ -204,7 +211,7 @@ class Filler:
                 if parent is not None:
                     parent.absorb(entry, backend)
                 return value
-        return await self.obtain(make_job(key, *args), Looked(came, landings, reading))
+        return await self.obtain(make_job(key, args, kwargs), Looked(came, landings, reading))
 
     async def obtain(self, job: Job, looked: Looked | None = None) -> Any:
         """The value of `job`: a hit, what a flight brought, or what its computation returns."""

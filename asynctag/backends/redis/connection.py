@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any, TypeAlias, cast
@@ -125,7 +126,7 @@ class Connection(asyncio.Protocol):
         self._timeout = timeout
         self._max_waiting = max_waiting
         # Bound once: they are called for every command.
-        self._new_future: Callable[[], asyncio.Future[list[Any]]] = loop.create_future
+        self._new_future: Callable[[], asyncio.Future[list[Any]]] = partial(asyncio.Future, loop=loop)
         self._reader = reader = hiredis.Reader(notEnoughData=_MORE)
         self._feed, self._gets = reader.feed, reader.gets
         # What waits for replies: a future, the number of replies, and when it was handed over. Those at the end

@@ -106,6 +106,8 @@ class Cache:
         self._implicit = tuple(dict.fromkeys((namespace_tag(namespace), ROOT)))
         #: The backend's `peek`, or one that finds nothing: looked up by every hit.
         self._peek: Callable[[str], Entry | None] = self._peek_unbound
+        #: Set where nothing can be told at once, so that the backend is asked without a look before.
+        self._remote: Filler | None = None
         if backend is not None:
             self.bind(backend)
 
@@ -140,6 +142,7 @@ class Cache:
     def _choose(self) -> None:
         """Use the backend that counts now: of what overrides it the last, else its own."""
         filler = self._filler = self._overrides[-1] if self._overrides else self._own
+        self._remote = None if self._disabled or filler is None or filler.can_peek else filler
         if filler is None:
             self._peek = _peek_nothing if self._disabled else self._peek_unbound
             return

@@ -166,12 +166,6 @@ class Definition(Generic[P, R]):
         counted = args[1:] if self._is_method else args
         return not self._unkeyed and all(map(is_immutable, counted)) and all(map(is_immutable, kwargs.values()))
 
-    def obtain(self, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Coroutine[Any, Any, Any]:
-        filler = self.cache._filling()
-        if filler.backend.in_process or self.cache._disabled:
-            return self.cache._obtain(self.job(key, args, kwargs))
-        return filler.obtain_by_key(key, self.codec_now(), self.job, args, kwargs)
-
     def key(self, *args: P.args, **kwargs: P.kwargs) -> str:
         return self.make_key(*args, **kwargs)[self._prefix :]
 
@@ -206,10 +200,12 @@ def decorate(cache: "Cache", options: Options, function: Callable[P, Coroutine[A
 
 
 def _wrapper(definition: Definition[P, R]) -> Any:
-    cache, make_key, obtain, get_scope = definition.cache, definition.make_key, definition.obtain, current_scope.get
+    cache, make_key, job, get_scope = definition.cache, definition.make_key, definition.job, current_scope.get
 
     async def cached(*args: P.args, **kwargs: P.kwargs) -> Any:
-        key = make_key(*args, **kwargs)
+        key, remote = make_key(*args, **kwargs), cache._remote
+        if remote is not None:
+            return await remote.obtain_by_key(key, definition.codec or definition.codec_now(), job, args, kwargs)
         entry = cache._peek(key)
         if entry is not None and entry.codec is definition.codec:
             scope = get_scope()
@@ -220,9 +216,9 @@ def _wrapper(definition: Definition[P, R]) -> Any:
                 return entry.body
             try:
                 return thaw(entry.body)
-            except CorruptEntryError:  # a validator that has changed its mind: `obtain` takes it for a miss
+            except CorruptEntryError:  # a validator that has changed its mind: `_obtain` takes it for a miss
                 pass
-        return await obtain(key, args, kwargs)
+        return await cache._obtain(job(key, args, kwargs))
 
     wrapper: Any = update_wrapper(cached, definition.function)
     for method in ("key", "invalidate", "invalidate_all", "refresh", "uncached", "explain"):

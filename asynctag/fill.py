@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 from asynctag.backends.base import OF_NO_EPOCH, Backend, Cause, Entry, Miss, Reading, Stamp, Written
@@ -17,6 +17,7 @@ from asynctag.names import NOBODYS
 from asynctag.outage import outage_of
 from asynctag.pending import Invalidator
 from asynctag.scope import Scope, current_scope, leave_scope, live_scope
+from asynctag.thaw import ATOMS
 
 logger = logging.getLogger("asynctag")
 
@@ -47,6 +48,10 @@ class Job(NamedTuple):
     may_be_absent: bool = False
     #: Renews it in the background, landing the flight, where that takes more than calling `compute`.
     renew: Callable[[Flight], Coroutine[Any, Any, None]] | None = None
+
+
+#: Makes the job of a key, and of the arguments of a function.
+JobMaker: TypeAlias = Callable[[str, tuple[Any, ...], Mapping[str, Any]], Job]
 
 
 class Found(NamedTuple):
@@ -96,6 +101,7 @@ class Filler:
         self.pending = self.invalidator.pending
         self.outage = outage_of(backend)
         self.max_ttl = max_ttl
+        self.can_peek = type(backend).peek is not Backend.peek
         self._agreed = False
 
     # --- the backend, failing open -----------------------------------------------------------------
@@ -179,30 +185,33 @@ class Filler:
 
     # --- one value -----------------------------------------------------------------------------------
 
-    async def obtain_by_key(self, key: str, codec: Codec, make_job: Callable[..., Job], *args: Any) -> Any:
-        """As `obtain`, with a job that `make_job(key, *args)` makes: to make one takes longer than a hit does."""
-        parent, came, landings = live_scope(), self.flights.begun, self.flights.landings(key)
+    async def obtain_by_key(
+        self, key: str, codec: Codec, make_job: JobMaker, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """As `obtain`, with a job that `make_job` makes: to make one takes longer than a hit does."""
+        backend, flights = self.backend, self.flights
+        parent, came, landings = live_scope(), flights.begun, flights.landings(key)
         reading: Reading | None
         try:
             if self.pending.names or not self._agreed:
                 reading = await self.read(key)
             else:  # mostly: one coroutine less to go through
-                reading = await self.backend.read(key)
+                reading = await backend.read(key)
         except BackendError as error:
             self._cannot_read(error)
             reading = None
         except BaseException:  # what the caller does instead depends on it too
             if parent is not None:
-                parent.gather(make_job(key, *args).tags, self.backend)
+                parent.gather(make_job(key, args, kwargs).tags, backend)
             raise
         entry = reading.entry if reading is not None and not reading.stale else None
-        if entry is not None and self.backend.clock() < entry.renew_from:
+        if entry is not None and backend.clock() < entry.renew_from:
             value = load(entry, codec)
             if value is not MISSING:
                 if parent is not None:
-                    parent.absorb(entry, self.backend)
+                    parent.absorb(entry, backend)
                 return value
-        return await self.obtain(make_job(key, *args), Looked(came, landings, reading))
+        return await self.obtain(make_job(key, args, kwargs), Looked(came, landings, reading))
 
     async def obtain(self, job: Job, looked: Looked | None = None) -> Any:
         """The value of `job`: a hit, what a flight brought, or what its computation returns."""
@@ -750,9 +759,18 @@ def load(entry: Entry, codec: Codec) -> Any:
         if its_codec is codec:
             return entry.load()
         if its_codec is None:  # bytes, from outside this process
-            return codec.decode(entry.body)
+            decoded = entry.decoded
+            return decoded[1] if decoded is not None and decoded[0] is codec else _decode(entry, codec)
         # Stored as another type under the same key: decode what its bytes would be.
         return codec.decode(its_codec.encode(entry.load()))
     except CorruptEntryError as error:
         logger.warning("%s is taken for a miss: %s", entry.key, error)
         return MISSING
+
+
+def _decode(entry: Entry, codec: Codec) -> Any:
+    """The value of the bytes of `entry`, kept with it where nobody can change it."""
+    value = codec.decode(entry.body)
+    if type(value) in ATOMS:
+        entry.decoded = codec, value
+    return value

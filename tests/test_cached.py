@@ -102,6 +102,20 @@ async def test_without_brackets_and_with(cache: Cache) -> None:
         assert calls == [3]
 
 
+async def test_what_can_be_told_at_once_is_not_read(
+    cache: Cache, backend: MemoryBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hit in memory takes a look, and no coroutine of the backend's."""
+
+    @cache.cached(name="number")
+    async def number() -> int:
+        return 1
+
+    assert await number() == 1
+    monkeypatch.setattr(backend, "read", None)
+    assert await number() == 1
+
+
 async def test_one_key_however_a_call_is_spelled(cache: Cache) -> None:
     """By position, by name, by default."""
     with module_cache.override(MemoryBackend()):

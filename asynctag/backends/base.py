@@ -26,7 +26,8 @@ class Entry:
 
     `body` is what is kept; `thaw` makes the value from it, afresh for each hit (None: the body is
     the value, and immutable). What was read from outside this process has no `codec`: its body is
-    bytes, of which the reader knows the type. The times are on the backend's `clock`: fresh until `fresh_until`,
+    bytes, of which the reader knows the type; `decoded` is a codec and the immutable value that it made
+    of them, where one did. The times are on the backend's `clock`: fresh until `fresh_until`,
     served while it is renewed until `stale_until`, a fallback for errors until `expires`. From
     `renew_from` on, a caller may be chosen to renew it early.
     """
@@ -34,6 +35,7 @@ class Entry:
     __slots__ = (
         "body",
         "codec",
+        "decoded",
         "expires",
         "fresh_until",
         "key",
@@ -63,6 +65,7 @@ class Entry:
         self.body = body
         self.thaw = thaw
         self.codec = codec
+        self.decoded: tuple[Any, Any] | None = None
         self.size = size
         self.tags = tags
         self.stamp = stamp

@@ -1,6 +1,7 @@
 """What Redis adds to the contract: one round trip for everything, epochs, leases, and bad input."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from itertools import count
 from time import monotonic
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
+from asynctag import Cache, Hit
 from asynctag.backends.base import OF_NO_EPOCH, Cause, Entry, Miss, Stamp, Written
 from asynctag.backends.redis import RedisBackend
 from asynctag.backends.redis.connection import ConnectionLostError, TimedOutError, connect, pack
@@ -391,7 +393,7 @@ async def test_a_connection_that_lives_through_it_notices_too(
     new_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing was sent while the server was a replica, so nothing was refused; no later number is known."""
-    monkeypatch.setattr("asynctag.backends.redis.link.CHECK_AGE", 0)  # once a second, else
+    monkeypatch.setattr("asynctag.backends.redis.connection.ASKED_AGE", 0)  # once a second, else
     here, there = new_server(), new_server()
     here.replicate(there)
     here.promote()
@@ -907,15 +909,18 @@ async def test_what_is_kept_of_replies_is_bounded(backend: RedisBackend, monkeyp
             assert await value(backend, key) == "a" * 1000
         assert link._kept_bytes == sum(link._kept.values())
         assert set(link._kept) == {known for known in link.known.values() if known.judged is not None}
+        assert all(known.judged is not None for known in link.known.values() if known.last is not None)
         return [key for key in keys if link.known[key].judged is not None]
 
-    assert await kept() == keys
-    assert link._kept_bytes > 6 * 2000
-    monkeypatch.setattr(module, "MAX_KEPT_BYTES", 5000)
+    for _ in range(3):
+        assert await kept() == keys
+    assert all(known.last is not None for known in link.known.values())
+    assert link._kept_bytes > 6 * 4000
+    monkeypatch.setattr(module, "MAX_KEPT_BYTES", 10_000)
     monkeypatch.setattr(module, "MAX_KNOWN", 6)
     await put(backend, key=keys[0], value="a" * 1000)
     assert await kept() == keys[-2:]
-    monkeypatch.setattr(module, "MAX_ENTRY_KEPT", 500)
+    monkeypatch.setattr(module, "MAX_ENTRY_KEPT", 1000)
     await put(backend, key=keys[0], value="a" * 1000)
     assert keys[0] not in await kept()
 
@@ -946,7 +951,7 @@ async def test_what_replies_came_to_counts_for_the_same_replies_alone(
     for _ in range(3):
         assert await value(backend) == "a value"
     link = await backend._client.link()
-    assert link.known[PAGE].judged is not None
+    assert link.known[PAGE].last is not None
     act, expected = CHANGES[change]
     done = act(other, redis)
     if done is not None:
@@ -963,7 +968,7 @@ async def test_the_same_replies_come_to_something_else_in_time(backend: RedisBac
         assert not (await backend.read(PAGE)).stale
     link = await backend._client.link()
     known = link.known[PAGE]
-    assert known.judged is not None
+    assert known.last is not None
     now = monotonic()
     for later, stale, entry_there in ((0, False, True), (61, True, True), (121, False, False)):
         backend.clock = lambda later=later: now + later  # type: ignore[misc, assignment]
@@ -977,6 +982,7 @@ async def test_the_same_replies_come_to_other_times_by_another_clock(backend: Re
     ends = []
     for ahead in (0, 0, 0, 30):
         link = await backend._client.link()
+        assert (link.known[PAGE].last is None) is (len(ends) < 2)
         link.connection.clock_offset += ahead
         entry = (await backend.read(PAGE)).entry
         assert entry is not None
@@ -985,17 +991,88 @@ async def test_the_same_replies_come_to_other_times_by_another_clock(backend: Re
     assert ends[2] - ends[3] == pytest.approx(30, abs=0.5)
 
 
+async def test_what_comes_again_is_known_by_its_bytes(
+    backend: RedisBackend, other: RedisBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are as the server sends them, whatever it says of the tags: nothing is parsed."""
+    monkeypatch.setattr("asynctag.backends.redis.connection.ASKED_AGE", 60)  # of the clock nothing comes
+    for before in ([], [BLUE], MANY):
+        if before:
+            await other.invalidate(before)
+        await put(backend, tags=[RED, *MANY])
+        for _ in range(3):
+            assert await value(backend) == "a value"
+        link = await backend._client.link()
+        known = link.known[PAGE]
+        assert known.last is not None
+        assert await link.connection.send(known.request, 2, known.last) is known.last[1]
+        parsed: list[bytes] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(link.connection, "_parse", parsed.append)
+            assert await value(backend) == "a value"
+        assert parsed == []
+
+
+async def test_only_what_nobody_can_change_is_decoded_once(backend: RedisBackend) -> None:
+    """The same text for every hit; lists are everybody's own."""
+    cache = Cache(backend, default_ttl=60)
+
+    @cache.cached(name="text")
+    async def text() -> str:
+        return "a text"
+
+    @cache.cached(name="rows")
+    async def rows() -> list[int]:
+        return [1, 2]
+
+    for _ in range(5):
+        assert await text() == "a text"
+        found = await rows()
+        assert found == [1, 2]
+        found.append(3)
+    assert await text() is await text()
+
+
+async def test_a_disabled_cache_asks_for_nothing(backend: RedisBackend) -> None:
+    """Hits of before neither: everything is computed."""
+    cache = Cache(backend, default_ttl=60)
+    numbers = count()
+
+    @cache.cached(name="number")
+    async def number() -> int:
+        return next(numbers)
+
+    assert [await number(), await number()] == [0, 0]
+    with cache.disabled():
+        assert [await number(), await number()] == [1, 2]
+    assert await number() == 0
+
+
+async def test_what_was_decoded_as_one_type_is_not_taken_for_another(backend: RedisBackend) -> None:
+    """The bytes of a whole number are those of a float too, where a float is asked for."""
+    cache = Cache(backend, default_ttl=60)
+    await cache.set("n", 1, returns=int, since=await cache.lookup("n"))
+    for returns in (int, int, int, float, int):
+        hit = await cache.lookup("n", returns=returns)
+        assert isinstance(hit, Hit)
+        assert type(hit.value) is returns
+
+
+@pytest.mark.parametrize("where", ["the reader", "as last time"])
 @pytest.mark.parametrize(("waited", "heard", "lost"), [(6, 1, False), (6, 6, True), (49, 1, False), (56, 1, True)])
 async def test_what_is_large_may_take_longer_than_a_timeout(
-    redis_server: Server, waited: float, heard: float, lost: bool
+    redis_server: Server, where: str, waited: float, heard: float, lost: bool
 ) -> None:
     """As long as bytes come; but not for ever, and not where none do. (`heard`: seconds since the last; timeout: 5.)"""
     made = await connect(Redis(port=redis_server.port), connect_timeout=5, timeout=5)
     late = made.send(pack("BLPOP", "nothing", "0"), 1)
     made._flush()
-    made._pending[0] = made._suspect = (late, 1, monotonic() - waited)  # looked at once, as it should have come
+    made._pending[0] = made._suspect = (late, 1, monotonic() - waited, None)  # looked at once, as it should have come
     made._heard = monotonic() - heard
-    made._replies.append(b"its beginning")
+    if where == "the reader":
+        made._replies.append(b"its beginning")
+    else:
+        made._begun = b"its beginning"
     made._watch()
     assert made.closed is lost
     made.close()

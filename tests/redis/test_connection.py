@@ -5,6 +5,7 @@ import contextlib
 import contextvars
 import gc
 import importlib.util
+import math
 import os
 import random
 import select
@@ -264,6 +265,85 @@ async def test_several_commands_in_one_request(redis_server: Server) -> None:
         assert isinstance(executed[0], hiredis.ReplyError)
         assert executed[1] == b"v"
         assert await other == [b"b"]
+
+
+#: What came to some request last time, and the list that it was read as.
+RAW, LAST = b"$1\r\na\r\n:1\r\n", [b"a", 1]
+
+
+def leave_unsent(connection: Connection) -> None:
+    """Nothing goes to the server any more, `TIME` neither: the test hands over what comes from it, piece by piece."""
+    transport: Any = connection._transport
+    connection._asked_at = math.inf
+
+    class Unsent:
+        def write(self, data: bytes) -> None:
+            pass
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(transport, name)
+
+    connection._transport = Unsent()  # type: ignore[assignment]
+
+
+@pytest.mark.anyio
+async def test_what_comes_again_is_not_parsed_again(redis_server: Server) -> None:
+    """The list of last time is the result, for as long as its bytes come; what is read otherwise is another."""
+    async with connected(redis_server.url, max_waiting=5) as connection:
+        leave_unsent(connection)
+        asked = [connection.send(b"", 2, (RAW, LAST)) for _ in range(2)] + [connection.send(b"", 1)]
+        assert connection.is_full
+        connection.data_received(RAW * 2)
+        assert not connection.is_full
+        connection.data_received(b"+OK\r\n")
+        first, second, other = await asyncio.gather(*asked)
+        assert first is second is LAST
+        assert other == [b"OK"]
+        in_pieces = connection.send(b"", 2, (RAW, LAST))
+        for piece in (RAW[:1], RAW[1:-1], RAW[-1:]):
+            connection.data_received(piece)
+        assert await in_pieces is LAST
+        parsed = connection.send(b"", 2)
+        connection.data_received(RAW)
+        assert await parsed == LAST
+        assert await parsed is not LAST
+
+
+@pytest.mark.anyio
+async def test_what_comes_again_to_nobody_is_refused(redis_server: Server) -> None:
+    """As every reply that nobody has asked for."""
+    async with connected(redis_server.url) as connection:
+        leave_unsent(connection)
+        connection.send(b"", 2, (RAW, LAST))
+        connection.data_received(RAW + RAW)
+        assert connection.closed
+
+
+def as_bytes(reply: bytes | int) -> bytes:
+    return b":%d\r\n" % reply if isinstance(reply, int) else b"$%d\r\n%b\r\n" % (len(reply), reply)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.anyio
+async def test_replies_in_pieces_some_of_them_as_last_time(redis_server: Server, seed: int) -> None:
+    """Wherever the pieces begin, and though values look like replies: everybody gets their own."""
+    chance = random.Random(seed)
+    async with connected(redis_server.url) as connection:
+        leave_unsent(connection)
+        for _ in range(100):
+            came: list[list[bytes | int]] = [chance.choices((b"a", 1, RAW), (4, 4, 1), k=2) for _ in range(8)]
+            asked = [connection.send(b"", 2, chance.choice(((RAW, LAST), None))) for _ in came]
+            gone = chance.sample(range(8), 2)
+            for number in gone:
+                asked[number].cancel()
+            data = b"".join(as_bytes(reply) for replies in came for reply in replies)
+            cuts = sorted(chance.choices(range(len(data)), k=chance.randrange(6)))
+            for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
+                connection.data_received(data[start:end])
+            assert [one.cancelled() or one.result() for one in asked] == [
+                number in gone or replies for number, replies in enumerate(came)
+            ]
+            assert connection._waiting == 0
 
 
 @pytest.mark.anyio
@@ -614,6 +694,22 @@ async def test_the_offset_is_a_second_old_at_most(redis_server: Server, monkeypa
                 assert calls(redis_server, "time") == asked + 1
                 assert known[0] == pytest.approx(time.time() - time.monotonic() - ahead, abs=1)
                 assert known[0] == connection.clock_offset
+
+
+@pytest.mark.anyio
+async def test_an_inquiry_goes_out_once_a_second(redis_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the next commands after that, and who asks is told before their replies are handled."""
+    async with connected(redis_server.url) as connection:
+        told: list[list[Any]] = []
+        connection.inquiry = pack("ECHO", "who"), lambda answer: told.append(answer.result())
+        for ahead, times in ((10.0, 1), (10.5, 1), (20.0, 2)):
+            monkeypatch.setattr(module, "monotonic", ahead_by(ahead))
+            known: list[int] = []
+            requests = [connection.send(pack("ECHO", "x") * 2, 2), connection.send(pack("ECHO", "y"), 1)]
+            requests[0].add_done_callback(lambda _, known=known: known.append(len(told)))
+            assert await asyncio.gather(*requests) == [[b"x", b"x"], [b"y"]]
+            assert (told, known) == ([[b"who"]] * times, [times])
+        assert connection._waiting == 0
 
 
 @pytest.mark.anyio

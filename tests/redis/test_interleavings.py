@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from asynctag import Cache, add_tags
 from asynctag.backends.base import Backend, Written
 from asynctag.backends.redis import RedisBackend
-from asynctag.backends.redis.connection import pack
+from asynctag.backends.redis.connection import Last, pack
 from asynctag.backends.redis.format import Format
 from asynctag.backends.redis.link import Known, Link, open_link
 from asynctag.backends.redis.scripts import DELETE, INVALIDATE, READ, WRITE, Script
@@ -199,7 +199,7 @@ class OneByOne:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._connection, name)
 
-    def send(self, request: bytes, replies: int) -> "asyncio.Future[list[Any]]":
+    def send(self, request: bytes, replies: int, last: Last | None = None) -> "asyncio.Future[list[Any]]":
         return asyncio.ensure_future(self._send(request, replies))
 
     async def _send(self, request: bytes, replies: int) -> list[Any]:

@@ -150,12 +150,11 @@ class RedisBackend(Backend):
     async def read(self, key: str) -> Reading:
         client = self._client
         link = client.ready()
-        known = link.known.get(key) if link is not None else None
-        if link is None or known is None:
+        if link is None or (known := link.known.get(key)) is None:
             return _without_entry(await self._read(key))
         newest = client.newest
         try:
-            body, answer = await link.connection.send(known.request, 2)
+            body, answer = await link.connection.send(known.request, 2, known.last)
             reading = self._judge(link, key, known, body, answer, newest)
         except (ConnectionLostError, MovedError, WentBackError, _NoScriptError):
             if link.ended:
@@ -236,15 +235,17 @@ class RedisBackend(Backend):
         """What the replies to `_ask` come to; None if it takes another look, by script."""
         if link.moved:
             raise self._client.moved()
-        last = known.judged if known is not None else None
         if (
-            last is not None
+            known is not None
+            and (last := known.judged) is not None
             and last.newest is newest
             and last.answer == answer
             and last.body == body
             and last.offset == link.connection.clock_offset
             and self.clock() < last.entry.fresh_until
         ):
+            if known.last is None:
+                known.last = last.as_sent()
             return last.reading
         if type(answer) is not list:
             if str(answer).startswith("NOSCRIPT"):

@@ -5,6 +5,7 @@ import contextvars
 import os
 import secrets
 import time
+from asyncio import get_running_loop
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
@@ -78,18 +79,17 @@ class Client:
     def ready(self) -> Link | None:
         """The connection of the event loop that runs here, if it is there with room for a command, as it mostly is."""
         try:
-            link = self._links.get(asyncio.get_running_loop())
+            link = self._links.get(get_running_loop())
         except RuntimeError:
             return None
         if link is None or link.connection.closed or link.connection.is_full:
             return None
-        link.check()
         return link
 
     async def link(self) -> Link:
         """The connection of the event loop that runs here, with room for a command."""
         try:
-            loop = asyncio.get_running_loop()
+            loop = get_running_loop()
         except RuntimeError:
             raise ConfigurationError(
                 "RedisBackend runs on asyncio alone, as redis-py does: there is none here"
@@ -99,7 +99,6 @@ class Client:
             link = await self._connected(loop)
         if link.connection.is_full:
             await link.connection.room()
-        link.check()
         return link
 
     async def _connected(self, loop: asyncio.AbstractEventLoop) -> Link:
@@ -187,7 +186,7 @@ class Client:
 
     async def close(self) -> None:
         self._drop_closed_loops()
-        loop = asyncio.get_running_loop()
+        loop = get_running_loop()
         making = self._connecting.pop(loop, None)
         if making is not None:
             making.cancel()

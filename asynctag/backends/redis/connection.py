@@ -12,9 +12,10 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from time import monotonic
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 from weakref import WeakSet
 
 import hiredis
@@ -26,8 +27,8 @@ from redis.backoff import NoBackoff
 
 from asynctag.errors import BackendError, ConfigurationError
 
-#: The age, in seconds, at which what is known of the server's clock is asked for again.
-CLOCK_AGE = 1.0
+#: The age, in seconds, at which what is known of the server is asked for again: its clock, and the `inquiry`.
+ASKED_AGE = 1.0
 
 #: How many timeouts a reply may take while bytes of it, or of what is sent, are on their way.
 LONGEST = 10
@@ -97,6 +98,9 @@ def _pack_large(parts: tuple[str | bytes | int, ...]) -> bytes:
     return b"".join(packed)
 
 
+#: What came to a request last time: the bytes, and the replies that they are.
+Last: TypeAlias = tuple[bytes, list[Any]]
+
 _TIME = pack("TIME")
 
 
@@ -110,6 +114,8 @@ class Connection(asyncio.Protocol):
     #: The server's Unix time less `time.monotonic()` as it was when that time was asked for: with this offset the
     #: server's clock is at most `monotonic() + clock_offset`. It is no older than a second at any reply.
     clock_offset: float = 0.0
+    #: A command with one reply that goes out once a second, before others, and who is told when it is answered.
+    inquiry: "tuple[bytes, Callable[[asyncio.Future[list[Any]]], object]] | None" = None
     #: Told, once, where the connection is given up because a reply did not come in time.
     on_timeout: Callable[[str], None] | None = None
 
@@ -120,21 +126,23 @@ class Connection(asyncio.Protocol):
         self._timeout = timeout
         self._max_waiting = max_waiting
         # Bound once: they are called for every command.
-        self._new_future: Callable[[], asyncio.Future[list[Any]]] = loop.create_future
+        self._new_future: Callable[[], asyncio.Future[list[Any]]] = partial(asyncio.Future, loop=loop)
         self._reader = reader = hiredis.Reader(notEnoughData=_MORE)
         self._feed, self._gets = reader.feed, reader.gets
         # What waits for replies: a future, the number of replies, and when it was handed over. Those at the end
         # belong to `_unsent`, what is to be written in this turn.
-        self._pending: deque[tuple[asyncio.Future[list[Any]], int, float]] = deque()
+        self._pending: deque[tuple[asyncio.Future[list[Any]], int, float, Last | None]] = deque()
         self._unsent: list[bytes] = []
         self._turn = 0.0
         #: The replies so far to a request that gets several.
         self._replies: list[Any] = []
+        #: What has come of replies that are as last time so far.
+        self._begun = b""
         #: How many replies are to come, with places kept for those called from `_queue`.
         self._waiting = 0
         self._queue: deque[asyncio.Future[None]] = deque()
         self._paused = False
-        self._asked_time = -CLOCK_AGE
+        self._asked_at = -ASKED_AGE
         self._watchdog: asyncio.TimerHandle | None = None
         # Of its own, so that what a caller has in its context is not kept alive.
         self._context = Context()
@@ -144,9 +152,10 @@ class Connection(asyncio.Protocol):
         self._guard: Any = self._until_the_loop_ends()
         _connections.add(self)
 
-    def send(self, request: bytes, replies: int) -> "asyncio.Future[list[Any]]":
+    def send(self, request: bytes, replies: int, last: Last | None = None) -> "asyncio.Future[list[Any]]":
         """Hand over packed commands that get so many `replies` (one at least): the result is the list of those.
 
+        Where they are what came `last` time, byte for byte, the result is that time's list: nothing is parsed.
         A refusal is a `hiredis.ReplyError` in the list. Raises `ConnectionLostError` if the connection is closed.
         """
         if self.closed:
@@ -157,7 +166,7 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self._flush)
         unsent.append(request)
         future = self._new_future()
-        self._pending.append((future, replies, self._turn))
+        self._pending.append((future, replies, self._turn, last))
         self._waiting += replies
         if self._waiting >= self._max_waiting:
             self.is_full = True
@@ -170,19 +179,63 @@ class Connection(asyncio.Protocol):
         if not unsent or transport is None:
             return  # It was closed after the last `send`.
         now = monotonic()
-        if now - self._asked_time >= CLOCK_AGE:
-            self._asked_time = now
-            self._pending.insert(len(self._pending) - len(unsent), (_NOBODY, 0, now))
-            unsent.insert(0, _TIME)
+        if now - self._asked_at >= ASKED_AGE:
+            self._ask_about_the_server(now)
         if self._watchdog is None:
             self._watchdog = self._loop.call_later(self._timeout, self._watch, context=self._context)
         data = unsent[0] if len(unsent) == 1 else b"".join(unsent)
         unsent.clear()
         transport.write(data)
 
+    def _ask_about_the_server(self, now: float) -> None:
+        """Before what is unsent, so that the answer has come when the replies to that are handled."""
+        self._asked_at = now
+        asked, at = [_TIME], len(self._pending) - len(self._unsent)
+        self._pending.insert(at, (_NOBODY, 0, now, None))
+        if self.inquiry is not None:
+            request, tell = self.inquiry
+            answer = self._new_future()
+            answer.add_done_callback(tell)
+            asked.append(request)
+            self._pending.insert(at + 1, (answer, 1, now, None))
+            self._waiting += 1
+        self._unsent[:0] = asked
+
     def data_received(self, data: bytes) -> None:
-        pending, gets, answered = self._pending, self._gets, 0
         self._heard = monotonic()
+        rest = data if self._is_within_a_reply() else self._answer_as_last(self._begun + data)
+        if rest:
+            self._parse(rest)
+        if self.is_full:
+            self._make_room()
+
+    def _is_within_a_reply(self) -> bool:
+        """Whether the reader has the beginning of what a request gets."""
+        return bool(self._replies) or self._reader.has_data()
+
+    def _answer_as_last(self, data: bytes) -> bytes:
+        """Answer those, in their order, to whom the same comes as last time. What is left for the reader."""
+        pending, at, answered = self._pending, 0, 0
+        last: Last | None = None
+        while pending:
+            future, replies, _, last = pending[0]
+            if last is None or not data.startswith(last[0], at):
+                break
+            at += len(last[0])
+            answered += replies
+            pending.popleft()
+            if not future.done():  # Its caller may have been cancelled.
+                future.set_result(last[1])
+        self._waiting -= answered
+        rest = data[at:]
+        if pending and last is not None and last[0].startswith(rest):
+            self._begun = rest
+            return b""
+        self._begun = b""
+        return rest
+
+    def _parse(self, data: bytes) -> None:
+        pending, gets, answered = self._pending, self._gets, 0
         self._feed(data)
         try:
             while (reply := gets()) is not _MORE:
@@ -190,7 +243,7 @@ class Connection(asyncio.Protocol):
                     continue  # Nobody here has asked for it.
                 if not pending:
                     raise hiredis.ProtocolError(f"a reply to nothing, {reply!r}")
-                future, replies, handed_over = pending[0]
+                future, replies, handed_over, _ = pending[0]
                 if replies == 1:
                     reply = [reply]
                 elif replies:
@@ -210,8 +263,6 @@ class Connection(asyncio.Protocol):
             self._lose(_NotRedisError, f"{self.address} answered wrongly: {error}")
             return
         self._waiting -= answered
-        if self.is_full:
-            self._make_room()
 
     def _set_clock(self, reply: Any, asked: float) -> None:
         match reply:
@@ -278,7 +329,7 @@ class Connection(asyncio.Protocol):
             self._wrote = now
         self._unwritten = unwritten
         # What is large may take longer, while its own bytes go one way or the other.
-        begun = self._replies or self._reader.has_data()
+        begun = self._begun or self._is_within_a_reply()
         moved = max(oldest[2], self._wrote, self._heard if begun else 0.0)
         moved = min(moved, oldest[2] + LONGEST * self._timeout)
         left = moved + self._timeout - now
@@ -331,7 +382,7 @@ class Connection(asyncio.Protocol):
             transport.abort()
 
     def _fail_all(self, error: Callable[[str], BackendError], message: str, cause: Exception | None) -> None:
-        futures = [future for future, replies, _ in self._pending if replies]
+        futures = [future for future, replies, _, _ in self._pending if replies]
         sent = len(futures) - len(self._unsent)
         never: list[asyncio.Future[Any]] = [*futures[sent:], *self._queue]
         failed = [(one, error(message)) for one in futures[:sent]]
@@ -371,11 +422,11 @@ class Connection(asyncio.Protocol):
     async def _begin(self) -> None:
         """Ask for the time: the first sample of the clock, and the proof that it is Redis that answers."""
         await anext(self._guard)
-        self._asked_time = monotonic()
+        self._asked_at = monotonic()
         (reply,) = await self.send(_TIME, 1)
         if isinstance(reply, hiredis.ReplyError):
             raise reply
-        self._set_clock(reply, self._asked_time)
+        self._set_clock(reply, self._asked_at)
 
 
 def _lost(message: str) -> ConnectionLostError:

@@ -4,14 +4,13 @@ import asyncio
 import re
 import secrets
 from collections.abc import Sequence
-from time import monotonic
 from typing import Any, NamedTuple
 
 from hiredis import ReplyError
 from redis.asyncio import Redis
 
 from asynctag.backends.base import Entry, Reading, Stamp
-from asynctag.backends.redis.connection import Connection, connect, pack
+from asynctag.backends.redis.connection import Connection, Last, connect, pack
 from asynctag.backends.redis.format import TAGS_AT, Head
 from asynctag.backends.redis.replies import not_a_cluster, refusal
 from asynctag.backends.redis.scripts import ALL
@@ -21,10 +20,7 @@ from asynctag.errors import ConfigurationError
 MAX_KNOWN, MAX_KNOWN_BYTES, MAX_HEAD_KNOWN = 10_000, 16 * 1024 * 1024, 8192
 
 #: Of how many bytes, as they came and as they were read, it is remembered what they came to; of one entry, how many.
-MAX_KEPT_BYTES, MAX_ENTRY_KEPT = 8 * 1024 * 1024, 128 * 1024
-
-#: The age, in seconds, at which it is asked again who the server is.
-CHECK_AGE = 1.0
+MAX_KEPT_BYTES, MAX_ENTRY_KEPT = 16 * 1024 * 1024, 256 * 1024
 
 _WHO = pack("INFO", "server", "replication")
 
@@ -41,11 +37,17 @@ class Judged(NamedTuple):
     """
 
     body: bytes
-    answer: list[Any]
+    answer: list[float | None]
     newest: Stamp
     offset: float
     reading: Reading
     entry: Entry
+
+    def as_sent(self) -> Last:
+        """The replies, and the bytes that they are in RESP3."""
+        numbers = [b"_\r\n" if number is None else b",%.17g\r\n" % number for number in self.answer]
+        raw = b"$%d\r\n%b\r\n*%d\r\n%b" % (len(self.body), self.body, len(numbers), b"".join(numbers))
+        return raw, [self.body, self.answer]
 
 
 class Known:
@@ -55,7 +57,7 @@ class Known:
     `softened`, it asks for soft invalidations of each tag too. What begins with the same bytes has the same `head`.
     """
 
-    __slots__ = ("head", "judged", "packed", "request", "size", "softened", "tags")
+    __slots__ = ("head", "judged", "last", "packed", "request", "size", "softened", "tags")
 
     def __init__(self, request: bytes, tags: tuple[str, ...], head: Head, softened: bool) -> None:
         self.request = request
@@ -64,6 +66,7 @@ class Known:
         self.packed = head.raw[TAGS_AT:]
         self.softened = softened
         self.judged: Judged | None = None
+        self.last: Last | None = None  # what was `judged`, once the same has come again
         self.size = len(request) + 3 * len(head.raw)  # the head, the tags packed and as texts
 
 
@@ -87,17 +90,8 @@ class Link:
         self.failed = False  # it has been counted as a failure
         self.ended = False  # it was closed on purpose: what is lost with it is not asked again
         self.moved = False  # the server is not the one that it was: nothing that came over this connection counts
-        self._checked = monotonic()
-
-    def check(self) -> None:
-        """Once a second, ask who the server is, before what is sent next: the answer comes before the others.
-
-        A master that was demoted, took over older data and was promoted again keeps its connections.
-        """
-        now = monotonic()
-        if now - self._checked >= CHECK_AGE:
-            self._checked = now
-            self.connection.send(_WHO, 1).add_done_callback(self._see_who)
+        # A master that was demoted, took over older data and was promoted again keeps its connections.
+        connection.inquiry = _WHO, self._see_who
 
     def _see_who(self, asked: "asyncio.Future[list[Any]]") -> None:
         if asked.cancelled() or asked.exception() is not None:
@@ -129,7 +123,7 @@ class Link:
     def keep(self, known: Known, judged: Judged) -> None:
         """Note what the replies to the request of `known` came to."""
         self._let_go(known)
-        size = len(judged.body) + len(judged.entry.body)
+        size = 2 * (len(judged.body) + len(judged.entry.body))  # as read and as sent, encoded and decoded
         if size > MAX_ENTRY_KEPT:
             return
         known.judged = judged
@@ -139,7 +133,7 @@ class Link:
             self._let_go(next(iter(self._kept)))
 
     def _let_go(self, known: Known) -> None:
-        known.judged = None
+        known.judged = known.last = None
         self._kept_bytes -= self._kept.pop(known, 0)
 
 

@@ -189,7 +189,7 @@ class Backend(ABC):
         """
 
     def newest(self) -> Stamp:
-        """The newest stamp of the journal that is known here, without asking; one that no entry can have, if none is."""
+        """The newest stamp of the journal that is known without asking; one that no entry can have, if none is."""
         return OF_NO_EPOCH
 
     async def unchanged(self, tags: Sequence[str], since: Stamp) -> bool:

@@ -29,7 +29,7 @@ serve: $(READY)
 	@$(BIN)/python -m examples.atlas.serve
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 2
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -30,6 +30,7 @@ from typing_extensions import TypedDict
 
 from asynctag.codec import NOT_GIVEN, Codec, codec_for
 from asynctag.errors import CorruptEntryError, UnsupportedTypeError, ValueNotCacheableError
+from tests.values import named
 
 T = TypeVar("T")
 UTC = datetime.UTC
@@ -253,7 +254,7 @@ KEPT: list[tuple[Any, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value"), KEPT, ids=repr)
+@pytest.mark.parametrize(("annotation", "value"), KEPT, ids=named)
 def test_values_come_back_the_same(annotation: Any, value: Any) -> None:
     its = codec(annotation)
     assert same(its.decode(its.encode(value)), value)
@@ -297,7 +298,7 @@ REFUSED: list[tuple[Any, Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("annotation", "value", "path", "said"), REFUSED, ids=repr)
+@pytest.mark.parametrize(("annotation", "value", "path", "said"), REFUSED, ids=named)
 def test_what_would_not_come_back_is_refused_and_the_place_named(
     annotation: Any, value: Any, path: str, said: str
 ) -> None:

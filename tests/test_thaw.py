@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from asynctag.thaw import MAX_CONTAINERS, plan
+from tests.values import named
 
 
 class Colour(enum.Enum):
@@ -126,7 +127,7 @@ CHANGEABLE: list[tuple[Any, Callable[[Any], object]]] = [
 ]
 
 
-@pytest.mark.parametrize("value", FIXED, ids=repr)
+@pytest.mark.parametrize("value", FIXED, ids=named)
 def test_what_cannot_change_is_given_out_as_it_is(value: Any) -> None:
     kept = plan(value)
     assert kept is not None
@@ -135,7 +136,7 @@ def test_what_cannot_change_is_given_out_as_it_is(value: Any) -> None:
     assert kept.size > 0
 
 
-@pytest.mark.parametrize(("value", "change"), CHANGEABLE, ids=repr)
+@pytest.mark.parametrize(("value", "change"), CHANGEABLE, ids=named)
 def test_a_change_of_one_is_not_seen_by_the_others(value: Any, change: Callable[[Any], object]) -> None:
     before = copy.deepcopy(value)
     kept = plan(value)

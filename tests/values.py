@@ -10,6 +10,7 @@ import functools
 import ipaddress
 import math
 import pathlib
+import re
 import types
 import typing
 import uuid
@@ -19,6 +20,14 @@ import attrs
 import msgspec
 import pydantic
 from hypothesis import strategies as st
+
+
+def named(value: object) -> str:
+    """The name of a parameter of a test: the same in every process that runs tests."""
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(repr, value)))}}}"
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
 
 UTC = datetime.UTC
 NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=UTC)

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from asynctag.backends.base import Backend, Cause, Entry, Miss, Reading, Stamp, Written
+from asynctag.backends.base import OF_NO_EPOCH, Backend, Cause, Entry, Miss, Reading, Stamp, Written
 from asynctag.backends.redis.client import Client, MovedError, WentBackError
 from asynctag.backends.redis.connection import ConnectionLostError, pack
 from asynctag.backends.redis.format import TAGS_AT, Format, Head, Times, pack_tags
@@ -498,7 +498,8 @@ class RedisBackend(Backend):
         await self._invalidating(names, RELEASE, [self._journal], args)
 
     def newest(self) -> Stamp:
-        return self._client.newest
+        newest = self._client.newest
+        return newest if newest.epoch else OF_NO_EPOCH
 
     async def unchanged(self, tags: Sequence[str], since: Stamp) -> bool:
         newest = self._client.newest

@@ -167,6 +167,30 @@ async def values() -> None:
     await cache.set("k", 1, since=None)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
+# --- transactions
+
+
+@cache.transaction(isolation="SERIALIZABLE", replica_lag=8, during_lag="serve", lease=timedelta(minutes=1))
+async def rename(product_id: int, name: str = "") -> Product:
+    return Product()
+
+
+async def caught_up() -> bool:
+    return True
+
+
+async def transactions() -> None:
+    assert_type(await rename(1, name="Jug"), Product)
+    async with cache.transaction(replica_lag=8, caught_up=caught_up) as transaction:
+        transaction.drop_stores()
+        assert_type(await cache.invalidate("a", replica_lag=timedelta(seconds=8)), bool)
+    Cache(replica_lag=8, during_lag="bypass", caught_up=caught_up)
+    await rename("1")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    cache.transaction(isolation="snapshot")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    cache.transaction(during_lag="wait")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    cache.transaction()(not_async)  # type: ignore[arg-type] # pyright: ignore
+
+
 # --- tools for tests
 
 

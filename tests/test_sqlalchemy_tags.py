@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import ForeignKey, String, Table, event
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import (
     DeclarativeBase,
@@ -24,7 +25,16 @@ from sqlalchemy.orm import (
 from sqlalchemy.pool import StaticPool
 
 from asynctag.errors import ConfigurationError, InvalidTagError, TagTemplateError
-from asynctag.integrations.sqlalchemy import CHANGES, Changes, named_by, row_tag, row_tags, table_tag, table_tags
+from asynctag.integrations.sqlalchemy import (
+    CHANGES,
+    Changes,
+    isolation_of,
+    named_by,
+    row_tag,
+    row_tags,
+    table_tag,
+    table_tags,
+)
 
 Action = Callable[[Session], object]
 
@@ -427,6 +437,27 @@ def test_a_statement_that_names_no_rows_changes_all_of_them() -> None:
     assert named.tags_written(rows_known=True) == {"label"}
 
 
+POSTGRES = postgresql.dialect()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        sa.select(sa.delete(Label).returning(Label.id).cte()),
+        postgresql.insert(Label).values(id=1).on_conflict_do_update(index_elements=["id"], set_={"name": "x"}),
+    ],
+    ids=["in a CTE", "upsert"],
+)
+def test_what_a_statement_of_postgresql_writes(statement: sa.Executable) -> None:
+    """Though it reads as a select, or as an insert."""
+    assert named_by(statement.compile(dialect=POSTGRES)).written == {"label"}  # type: ignore[attr-defined]
+
+
+def test_what_is_no_query_names_nothing() -> None:
+    """Of the definition of a table, and of no statement at all."""
+    assert named_by(sa.schema.CreateTable(labels_of_products).compile()) == named_by(None)  # type: ignore[arg-type]
+
+
 TICKET = UUID(int=7)
 reads: dict[str, tuple[Action, list[set[str]]]] = {
     "get": (lambda session: session.get(Label, 1), [{"label:1", "label:*"}]),
@@ -512,3 +543,36 @@ def test_the_same_statement_with_another_key(see: Callable[[Action], Seen]) -> N
     """What is kept of a statement has no keys in it."""
     seen = see(lambda session: [session.get(Label, 1), session.get(Label, 2)])
     assert seen.statements == [{"label:1", "label:*"}, {"label:2", "label:*"}]
+
+
+# --- how isolated it is
+
+
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [
+        ({}, "serializable"),
+        ({"isolation_level": "READ UNCOMMITTED"}, "read uncommitted"),
+        ({"isolation_level": "AUTOCOMMIT"}, "autocommit"),
+        ({"execution_options": {"isolation_level": "READ UNCOMMITTED"}}, "read uncommitted"),
+        ({"execution_options": {"isolation_level": "AUTOCOMMIT"}}, "autocommit"),
+    ],
+)
+def test_the_isolation_of_sqlite(options: dict[str, Any], level: str) -> None:
+    """Is as the engine was told, or as the database is by itself."""
+    engine = sa.create_engine("sqlite://", **options)
+    try:
+        with engine.connect() as connection:
+            assert isolation_of(connection) == level
+    finally:
+        engine.dispose()
+
+
+def test_an_isolation_of_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is taken for the one whose rules are safe everywhere."""
+    engine = sa.create_engine("sqlite://")
+    with engine.connect() as connection:
+        for unknown in ("SNAPSHOT", None):
+            monkeypatch.setattr(connection.dialect, "default_isolation_level", unknown)
+            assert isolation_of(connection) == "repeatable read"
+    engine.dispose()

@@ -421,3 +421,26 @@ def _conjuncts(clause: ColumnElement[Any] | None) -> Iterator[ColumnElement[Any]
             yield from _conjuncts(one)
     elif clause is not None:
         yield clause
+
+
+# --- how isolated it is ------------------------------------------------------------------------------
+
+#: As SQLAlchemy names them, in lower case. The last commits each statement by itself.
+LEVELS: Final = frozenset({"read uncommitted", "read committed", "repeatable read", "serializable", "autocommit"})
+
+
+def isolation_of(connection: sa.Connection) -> str:
+    """One of LEVELS: that of the transaction that begins on a connection, without asking the database.
+
+    What the connection or its engine was told, else what the server said of itself as the engine first connected. A
+    level of another name, or none, gives "repeatable read", whose rules are safe at every level. What is set by a
+    statement of text is not seen.
+    """
+    level = (
+        connection.get_execution_options().get("isolation_level")
+        # The only place that tells of create_engine(isolation_level="AUTOCOMMIT").
+        or getattr(connection.dialect, "_on_connect_isolation_level", None)
+        or connection.default_isolation_level
+    )
+    named = str(level).lower().replace("_", " ")
+    return named if named in LEVELS else "repeatable read"

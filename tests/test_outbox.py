@@ -144,6 +144,15 @@ def test_the_table_is_for_other_databases_too(dialect: sa.Dialect) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "locked"), [("postgresql", True), ("mysql", True), ("mariadb", True), ("sqlite", False), ("oracle", False)]
+)
+def test_rows_are_locked_where_that_is_had(name: str, *, locked: bool) -> None:
+    """Those of others are skipped, and not waited for."""
+    statement = str(outbox._next(1, name).compile(dialect=mysql.dialect()))
+    assert statement.endswith("FOR UPDATE SKIP LOCKED") is locked
+
+
+@pytest.mark.parametrize(
     ("given", "said"),
     [
         (lambda: Outbox(Product.__table__.c), "MetaData"),
@@ -307,8 +316,10 @@ def test_names_of_a_savepoint_are_written_again(engine: sa.Engine) -> None:
             outbox.write(session, ["|t|a", "|t|b"])
             savepoint.rollback()
         outbox.write(session, ["|t|a", "|t|b"])
+        with session.begin_nested():
+            outbox.write(session, ["|t|b", "|t|c"])
         session.commit()
-    assert rows(engine) == [('["|t|a"]', None), ('["|t|b"]', None)]
+    assert rows(engine) == [('["|t|a"]', None), ('["|t|b"]', None), ('["|t|c"]', None)]
 
 
 @asyncio_only
@@ -492,7 +503,7 @@ async def test_rows_stay_while_the_backend_is_down(engine: sa.Engine, cache: Cac
 async def test_who_is_cancelled_loses_nothing(
     engine: sa.Engine, async_engine: AsyncEngine, cache: Cache, server: Server, kind: str
 ) -> None:
-    """The row stays, and the connection goes back."""
+    """The row stays, and the connection goes back whole."""
     put(engine, "product:1")
     used: Any = async_engine if kind == "async" else engine
     asked = anyio.Event()
@@ -510,11 +521,21 @@ async def test_who_is_cancelled_loses_nothing(
             scope.cancel()
     assert scope.cancelled_caught
     assert len(rows(engine)) == 1
-    assert used.pool.checkedout() == 0
+    assert (used.pool.checkedout(), used.pool.checkedin()) == (0, 1)
 
 
-async def test_nobody_waits_for_a_relay(engine: sa.Engine, cache: Cache, server: Server) -> None:
-    """While it waits for the backend, others write; and what they write is not deleted with what it has read."""
+@pytest.mark.parametrize("begins", [False, True])
+async def test_nobody_waits_for_a_relay(engine: sa.Engine, cache: Cache, server: Server, *, begins: bool) -> None:
+    """While it waits for the backend, others write; and what they write is not deleted with what it has read.
+
+    Also where transactions begin with a BEGIN, which pysqlite leaves out for those that only read.
+    """
+    if begins:
+
+        @sa.event.listens_for(engine, "begin")
+        def begun(connection: sa.Connection) -> None:
+            connection.exec_driver_sql("BEGIN")
+
     put(engine, "a")
 
     async def pause() -> None:
@@ -540,7 +561,7 @@ JUNK: dict[str, tuple[Any, Any]] = {
     "a lone surrogate": ('["\\ud800"]', ""),
     "too deep": ("[" * 100_000, ""),
     "too large a number": (f"[{'9' * 5000}]", ""),
-    "no namespace": ('["x"]', "a b"),
+    "no namespace": ('["x"]', "ä b"),
     "no names": ('["product:1"]', None),
     "a kind that is none": ('["|x|product:1"]', None),
     "names in no namespace": ('["a b|t|x"]', None),
@@ -571,6 +592,7 @@ async def test_junk_stops_no_others(
         [(number, problem)] = connection.execute(sa.select(outbox.table.c.id, outbox.table.c.problem))
     assert number == 2
     assert problem
+    assert problem.isascii()
     assert problem in record.getMessage()
 
     by_hand(engine, "UPDATE asynctag_outbox SET tags = '[\"c\"]', namespace = '', problem = NULL")
@@ -664,7 +686,7 @@ async def test_the_relay_goes_on_trying(
     assert sleeps.delays == [3, 6, 12, 24, 48, 60, 60, 3, 3]
     levels = [record.levelname for record in caplog.records]
     assert levels == ["WARNING"] * 7 + ["INFO", "WARNING"]
-    assert "no answer" in caplog.messages[0]
+    assert "is not delivered (no answer). What is in it stays" in caplog.messages[0]
     assert not any(record.exc_info for record in caplog.records)
 
 
@@ -715,3 +737,23 @@ async def test_what_the_block_raises_stays_what_it_is(engine: sa.Engine, cache: 
 
     with anyio.fail_after(5), pytest.raises(KeyError):
         await work()
+
+
+async def test_who_is_cancelled_ends_the_relay(engine: sa.Engine, cache: Cache, sleeps: Sleeps) -> None:
+    """And is cancelled."""
+    with anyio.fail_after(5), anyio.CancelScope() as scope:
+        async with outbox.relay(cache, engine):
+            await sleeps.pass_by()
+            scope.cancel()
+            await anyio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+def test_databases_may_be_told_by_class(engine: sa.Engine) -> None:
+    """Of a session with several, the outbox's is named by its table."""
+    with Session(binds={Base: engine, outbox.table: engine}) as session:
+        session.add(Product(id=1, price=1))
+        outbox.add(session, "a")
+        outbox.write(session, ["|t|b"])
+        session.commit()
+    assert len(rows(engine)) == 2

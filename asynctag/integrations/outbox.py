@@ -32,7 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_scoped_sessi
 from sqlalchemy.orm import Session, SessionTransaction, registry, scoped_session
 
 from asynctag.cache import Cache
-from asynctag.errors import BackendError, ConfigurationError, InvalidTagError, LifecycleError
+from asynctag.errors import BackendError, ConfigurationError, InvalidationError, InvalidTagError, LifecycleError
 from asynctag.expiry import Seconds, seconds
 from asynctag.names import FUNCTION, KEY, NAMESPACE, TAG, check_namespace, tag_name
 from asynctag.scope import current_scope
@@ -291,21 +291,24 @@ class Outbox:
 
     def _take(self, after: int | None, connection: sa.Connection) -> "_Batch":
         """The next rows after a number. They stay locked until the connection's transaction ends, where that is had."""
-        columns: list[sa.ColumnElement[Any]] = [self.table.c.tags, self.table.c.namespace]
         dialect = connection.dialect.name
+        if dialect in LOCKING:
+            # Of a higher level would be locks of MySQL's that others' inserts wait for, and conflicts of PostgreSQL's.
+            connection.execution_options(isolation_level="READ COMMITTED")
+        batch = _Batch.of(connection.execute(self._next(after, dialect)))
+        if dialect not in LOCKING:
+            connection.rollback()  # Nothing is to be held while the backend is waited for.
+        return batch
+
+    def _next(self, after: int | None, dialect: str) -> sa.Select[Any]:
+        columns: list[sa.ColumnElement[Any]] = [self.table.c.tags, self.table.c.namespace]
         if dialect == "sqlite":  # Where a text may be any bytes, on which the driver would fail.
             columns = [sa.cast(column, sa.LargeBinary) for column in columns]
         statement = sa.select(self.table.c.id, *columns).where(self.table.c.problem.is_(None))
         if after is not None:
             statement = statement.where(self.table.c.id > after)
         statement = statement.order_by(self.table.c.id).limit(BATCH)
-        if dialect in LOCKING:
-            # Of a higher level would be locks of MySQL's that others' inserts wait for, and conflicts of PostgreSQL's.
-            connection = connection.execution_options(isolation_level="READ COMMITTED")
-            return _Batch.of(connection.execute(statement.with_for_update(skip_locked=True)))
-        batch = _Batch.of(connection.execute(statement))
-        connection.rollback()  # Nothing is to be held while the backend is waited for.
-        return batch
+        return statement.with_for_update(skip_locked=True) if dialect in LOCKING else statement
 
     def _finish(self, ids: list[int], problems: dict[int, str], connection: sa.Connection) -> None:
         if ids:
@@ -362,7 +365,7 @@ class _Batch(NamedTuple):
         return cls(ids, names, problems, last, count == BATCH)
 
 
-def _read_names(tags: object, namespace: object) -> list[str]:
+def _read_names(tags: str | bytes, namespace: str | bytes | None) -> list[str]:
     """What a row says. Raises what `_Batch.of` catches: anybody may have written it."""
     texts = json.loads(_text(tags))
     if not isinstance(texts, list):
@@ -373,12 +376,8 @@ def _read_names(tags: object, namespace: object) -> list[str]:
     return [tag_name(space, check_tag(text)) for text in texts]
 
 
-def _text(value: object) -> str:
-    if isinstance(value, bytes):
-        return value.decode()
-    if not isinstance(value, str):
-        raise ValueError(f"{reprlib.repr(value)} is no text")
-    return value
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _check_name(name: object) -> str:
@@ -409,7 +408,9 @@ def _packed(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _in_short(error: BaseException) -> str:
-    """One line of ASCII: SQLAlchemy's have the statement and its parameters besides."""
+    """What is behind it, in one line of ASCII. SQLAlchemy's have the statement besides, and ours advice for others."""
+    while isinstance(error, InvalidationError) and error.__cause__ is not None:
+        error = error.__cause__
     said = str(getattr(error, "orig", None) or error).partition("\n")[0]
     return (said or type(error).__name__)[:500].encode("ascii", "backslashreplace").decode()
 

@@ -148,7 +148,7 @@ async def test_a_lower_number_may_be_committed_later(engine: AsyncEngine, postgr
 async def test_relays_do_not_hinder_each_other(
     engine_for: Callable[..., Any], engine: AsyncEngine, postgres: Server, driver: str, level: str | None
 ) -> None:
-    """What one has at hand the other leaves to it, and waits for nothing; writers neither. At every level of engines."""
+    """What one has at hand the other leaves to it, and waits for nothing; writers neither. At every level."""
     relaying = engine_for(driver, **({"isolation_level": level} if level else {}))
     told: list[str] = []
 
@@ -187,6 +187,16 @@ async def test_many_relays_share_the_work(
     counts = await asyncio.gather(*(outbox.deliver(cache, engine) for _ in range(4)))
     assert sum(counts) == len(backend.written) == len(set(backend.written)) == 100
     assert rows(postgres) == []
+
+
+async def test_batches_go_by_number(engine: AsyncEngine, postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever order the rows lie in the table: none is passed over by a batch that was read before."""
+    monkeypatch.setattr(outbox_module, "BATCH", 1)
+    for number in (3, 2, 1):
+        postgres.run("INSERT INTO asynctag_outbox (id, tags) VALUES (%s, %s)", number, f'["{number}"]')
+    backend = Slow()
+    assert await outbox.deliver(Cache(backend), engine) == 3
+    assert backend.written == ["1", "2", "3"]
 
 
 async def test_junk_is_put_aside(engine: AsyncEngine, postgres: Server, caplog: pytest.LogCaptureFixture) -> None:

@@ -521,7 +521,12 @@ async def test_who_is_cancelled_loses_nothing(
             scope.cancel()
     assert scope.cancelled_caught
     assert len(rows(engine)) == 1
-    assert (used.pool.checkedout(), used.pool.checkedin()) == (0, 1)
+    assert used.pool.checkedout() == 0
+    connected: list[object] = []
+    sa.event.listen(used.pool, "connect", lambda made, record: connected.append(made))
+    server.pause = checkpoint
+    assert await outbox.deliver(cache, used) == 1
+    assert not connected
 
 
 @pytest.mark.parametrize("begins", [False, True])
@@ -608,6 +613,8 @@ async def test_junk_is_passed(engine: sa.Engine, cache: Cache, monkeypatch: pyte
         by_hand(engine, "INSERT INTO asynctag_outbox (tags) VALUES ('x')")
     put(engine, "a")
     assert await outbox.deliver(cache, engine) == 1
+    with engine.connect() as connection:
+        assert all(connection.scalars(sa.select(outbox.table.c.problem)).all())
 
 
 async def test_an_empty_list_is_done(engine: sa.Engine, cache: Cache, server: Server) -> None:

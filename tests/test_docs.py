@@ -9,7 +9,7 @@ import types
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,6 +17,7 @@ import asynctag
 import asynctag.backends.memory
 import asynctag.http
 import asynctag.integrations.fastapi
+import asynctag.integrations.outbox
 import asynctag.testing
 
 ROOT = Path(__file__).parent.parent
@@ -145,6 +146,7 @@ PUBLIC = [
     *asynctag.__all__,
     *asynctag.http.__all__,
     *asynctag.integrations.fastapi.__all__,
+    *asynctag.integrations.outbox.__all__,
     *asynctag.testing.__all__,
 ]
 
@@ -159,6 +161,10 @@ def test_the_reference_has_every_public_name(name: str) -> None:
     assert as_heading or in_table or in_tree
 
 
+def methods(owner: type) -> list[Any]:
+    return [member for name, member in inspect.getmembers(owner, callable) if not name.startswith("_")]
+
+
 def parameters() -> Iterator[object]:
     """The parameters of what users call, each with its owner."""
     owners = [
@@ -167,7 +173,8 @@ def parameters() -> Iterator[object]:
         asynctag.http.CacheMiddleware,
         asynctag.http.cache_response,
         asynctag.integrations.fastapi.cache_policy,
-        *(member for name, member in inspect.getmembers(asynctag.Cache, callable) if not name.startswith("_")),
+        *(asynctag.integrations.outbox.Outbox, *methods(asynctag.integrations.outbox.Outbox)),
+        *methods(asynctag.Cache),
     ]
     for owner in owners:
         for name, parameter in inspect.signature(owner).parameters.items():

@@ -19,11 +19,14 @@ from asynctag.expiry import Expiry, ExpiryOptions, Seconds, fraction, seconds, s
 from asynctag.explain import Explanation, explanation
 from asynctag.fill import MISSING, Filler, Job, check_built, load
 from asynctag.keys import check_key
+from asynctag.lag import NO_LAG, DuringLag, Lag, Probe
 from asynctag.names import ROOT, check_namespace, key_name, namespace_tag, tag_name, user_tags
 from asynctag.pending import Pending, as_written
-from asynctag.scope import Scope, live_scope
+from asynctag.scope import Scope, current_scope, live_scope
 from asynctag.signatures import nearest_name
 from asynctag.tags import check_tag, check_tags
+from asynctag.transaction import Isolation, Transaction, check_isolation, open_block
+from asynctag.transaction import Options as TransactionOptions
 
 logger = logging.getLogger("asynctag")
 
@@ -63,7 +66,10 @@ class Cache:
     namespaces keep apart, and may still be built from each other. `stale_while_revalidate`,
     `stale_if_error` (seconds past the TTL), `jitter` (the fraction by which TTLs are shortened at
     random), `early` (the strength of early renewal, 0 is off) and `inherit_ttl` are defaults for
-    the functions. With `require_backend`, a cache that nobody has bound raises when it is used.
+    the functions. `replica_lag`: for how many seconds after a change the database's replicas may lack it; what is
+    invalidated is held so long (`during_lag="serve"`: served and stored, and invalidated once more then), or until
+    `caught_up()` says that the replicas have everything, which an opened cache asks. With `require_backend`, a cache
+    that nobody has bound raises when it is used.
 
     Raises `ConfigurationError` for values that cannot be meant.
     """
@@ -80,6 +86,9 @@ class Cache:
         jitter: float = 0.0,
         early: float = 0.0,
         inherit_ttl: bool = True,
+        replica_lag: Seconds = 0,
+        during_lag: DuringLag = "bypass",
+        caught_up: Probe | None = None,
         require_backend: bool = False,
     ) -> None:
         self.namespace = check_namespace(namespace)
@@ -93,6 +102,7 @@ class Cache:
             early=strength(early, "early"),
             inherit_ttl=yes_or_no(inherit_ttl, "inherit_ttl"),
         )
+        self._lag = NO_LAG.changed(replica_lag, during_lag, caught_up)
         self._require_backend = require_backend
         self._lock = threading.Lock()
         self._background = Background()
@@ -333,8 +343,9 @@ class Cache:
         return await self._find(filler, key, name, returns)
 
     async def _find(self, filler: Filler, key: str, name: str, returns: Any) -> Hit | Miss:
-        reading = await filler.read(name)
-        value, scope = _load_fresh(reading, codec_for(returns, owner=f"the cache's key {key!r}")), live_scope()
+        scope = live_scope()
+        reading = await filler.read_within(scope, name)
+        value = _load_fresh(reading, codec_for(returns, owner=f"the cache's key {key!r}"))
         if reading is None or reading.entry is None or value is MISSING:
             if scope is not None:
                 scope.gather((name, *self._implicit), filler.backend)  # what is built on there being nothing
@@ -362,7 +373,7 @@ class Cache:
             return {}
         codec, scope, found = codec_for(returns, owner="get_many"), live_scope(), {}
         names = [self._key(key) for key in wanted]
-        readings = await filler.read_many(names)
+        readings = await filler.read_many_within(scope, names)
         for key, name, reading in zip(wanted, names, readings, strict=True):
             value = _load_fresh(reading, codec)
             if reading is not None and reading.entry is not None and value is not MISSING:
@@ -387,7 +398,8 @@ class Cache:
 
         `since` is what `lookup` returned *before* the data was read: an invalidation that came
         between the two refuses the store. What was cached or tagged in between goes to the
-        computation around it, not to this entry: `tags` must name all that `value` was built from.
+        computation around it, not to this entry: `tags` must name all that `value` was built from. In a transaction
+        nothing is stored before its end: it returns False.
         """
         if not isinstance(since, Hit | Miss):
             raise ConfigurationError(
@@ -402,7 +414,7 @@ class Cache:
             if self._disabled or since.stamp is None:
                 return False
             entry = filler.entry(job, kept, since.stamp, scope, filler.backend.clock())
-            written = await filler.write(entry)
+            written = await filler.write_within(scope, entry)
             filler.settle(entry, written, scope)
             return written.accepted
         finally:
@@ -412,23 +424,34 @@ class Cache:
         """Remove what is stored under `key`; whether something was.
 
         What was built from it goes too, and a computation that began before cannot store it again.
-        Raises `InvalidationError` where that could not be written.
+        In a transaction it is held until the end, as what is invalidated there. Raises `InvalidationError` where that
+        could not be written.
         """
         filler, name = self._filling(), self._key(key)
-        was_there = await filler.invalidator.delete(name, namespace=self.namespace)
+        block = open_block(current_scope.get(), filler.backend)
+        if block is not None:
+            reading = await filler.read(name)
+            await block.invalidate(self, [name], None)
+            return reading is not None and reading.entry is not None
+        was_there = await filler.invalidator.delete(name, namespace=self.namespace, lag=self._lag)
         await self._tell([name])
         return was_there
 
     # --- tags ------------------------------------------------------------------------------------------
 
-    async def invalidate(self, *tags: str, soft: bool = False, queue: bool = False) -> bool:
+    async def invalidate(
+        self, *tags: str, soft: bool = False, queue: bool = False, replica_lag: Seconds | None = None
+    ) -> bool:
         """Drop every entry that carries one of `tags`, and whatever was built from it. True once that is written.
 
         In constant time, however many there are. `soft`: entries with a stale period are served
         stale while they are renewed, instead. `queue`: where the backend does not answer, return False
         and try again until it is written: in the background of the opened cache, before the next
         invalidation, as the cache closes. Until then this process serves and stores nothing that carries
-        the tags.
+        the tags. `replica_lag`: for so many seconds more nothing that carries them is stored; see `Cache`. With one,
+        `soft` is taken as hard.
+
+        In a `transaction` the tags are held at once, and invalidated at its end, hard.
 
         Raises `InvalidationError` where it could not be written and is not queued (10,000 are at most),
         `InvalidTagError` for what is no tag.
@@ -436,7 +459,8 @@ class Cache:
         if not tags:
             raise InvalidTagError('invalidate() got no tag: name one, such as invalidate("product:635")')
         names = [tag_name(self.namespace, check_tag(one)) for one in tags]
-        return await self._invalidate(names, soft=soft, queue=queue)
+        lag = None if replica_lag is None else self._lag.changed(replica_lag)
+        return await self._invalidate(names, soft=soft, queue=queue, lag=lag)
 
     async def clear(self, *, queue: bool = False) -> bool:
         """Invalidate everything in the cache's namespace, or, without a namespace, everything in the backend.
@@ -445,11 +469,59 @@ class Cache:
         """
         return await self._invalidate([namespace_tag(self.namespace)], queue=queue)
 
-    async def _invalidate(self, names: list[str], *, soft: bool = False, queue: bool = False) -> bool:
-        invalidator = self._filling().invalidator
-        written = await invalidator.invalidate(names, soft=soft, queue=queue, namespace=self.namespace)
+    async def _invalidate(
+        self, names: list[str], *, soft: bool = False, queue: bool = False, lag: Lag | None = None
+    ) -> bool:
+        filler = self._filling()
+        block = open_block(current_scope.get(), filler.backend)
+        if block is not None:
+            return await block.invalidate(self, names, lag, queue=queue)
+        written = await filler.invalidator.invalidate(
+            names, soft=soft, queue=queue, namespace=self.namespace, lag=self._lag if lag is None else lag
+        )
         await self._tell(names)
         return written
+
+    def transaction(
+        self,
+        *,
+        isolation: Isolation = "repeatable read",
+        replica_lag: Seconds | None = None,
+        during_lag: DuringLag | None = None,
+        caught_up: Probe | None = None,
+        lease: Seconds = 30,
+    ) -> Transaction:
+        """A block around a transaction of the database: entered before its first statement, left after its commit.
+
+        An async context manager, and a decorator of async functions. What is invalidated in it is held at once (nobody
+        is served or stores what carries these tags; readers compute), and invalidated at the end, however that comes.
+        What is computed in it is stored at its end; not after an error, nor if anything was invalidated. Nothing is
+        sent if nothing was. `isolation` is the database's: see the page "Explanation". `lease`: after so many seconds
+        the tags are let go of should this process die, and count as invalidated; an opened cache renews it.
+        `replica_lag`, `during_lag`, `caught_up`: instead of the cache's. In another one, on the same backend, it is a
+        savepoint, which has the other's isolation and lease.
+
+        Raises `ConfigurationError` for values that cannot be meant. Entering it sends nothing; leaving it raises
+        nothing of what the backend says.
+        """
+        return self._transaction(isolation, replica_lag, during_lag, caught_up, lease, live_scope)
+
+    def _transaction(
+        self,
+        isolation: str,
+        replica_lag: Seconds | None,
+        during_lag: str | None,
+        caught_up: Probe | None,
+        lease: Seconds,
+        around: Callable[[], Scope | None],
+    ) -> Transaction:
+        given = (replica_lag, during_lag, caught_up) != (None, None, None)
+        options = TransactionOptions(
+            check_isolation(isolation),
+            self._lag.changed(replica_lag, during_lag, caught_up) if given else None,
+            seconds(lease, "lease", zero=False),
+        )
+        return Transaction(self, options, around)
 
     def after_invalidation(self, hook: Hook) -> Hook:
         """Call `hook(tags)` after each invalidation by this cache, before the call that has asked for it returns.

@@ -214,6 +214,8 @@ def _wrapper(definition: Definition[P, R]) -> Any:
         if entry is not None and entry.codec is definition.codec:
             scope = get_scope()
             if scope is not None:
+                if scope.transaction is not None:  # whether it may be served there, is for `obtain` to find out
+                    return await obtain(key, args, kwargs)
                 scope.absorb(entry, cache._filling().backend)
             thaw = entry.thaw
             if thaw is None:

@@ -45,7 +45,7 @@ class Explanation:
         if self.cause is Cause.INVALIDATED:
             return f"{self.key}: a miss, {self.invalidated_by} was invalidated.{carries}"
         if self.cause is Cause.LEASED:
-            return f"{self.key}: a miss, {self.invalidated_by} is held by an open transaction.{carries}"
+            return f"{self.key}: a miss, {self.invalidated_by} is held by a transaction.{carries}"
         because = _BECAUSE.get(self.cause, "the cache is disabled")
         return f"{self.key}: a miss, {because}.{carries}"
 

@@ -127,11 +127,28 @@ class Filler:
             return [None] * len(keys)
         return [_without(reading, leased) for reading in readings] if leased else readings
 
+    async def read_within(self, scope: Scope | None, key: str) -> Reading | None:
+        """As `read`, for what runs in `scope`: as the transaction sees it, if there is one."""
+        if scope is None or scope.transaction is None:
+            return await self.read(key)
+        return await scope.transaction.read(self, key)
+
+    async def read_many_within(self, scope: Scope | None, keys: Sequence[str]) -> Sequence[Reading | None]:
+        if scope is None or scope.transaction is None:
+            return await self.read_many(keys)
+        return await scope.transaction.read_many(self, keys)
+
     async def inspect(self, key: str) -> Reading:
         """As `read`, with the entry where there is one. Raises `BackendError`: there is nothing to explain."""
         leased = self.pending.names
         reading = await self.backend.inspect(key)
         return _without(reading, leased, with_entry=True) if leased else reading
+
+    async def write_within(self, scope: Scope, entry: Entry) -> Written:
+        """As `write`, for what runs in `scope`: a transaction stores it at its end, or not at all."""
+        if scope.transaction is None:
+            return await self.write(entry)
+        return scope.transaction.hold(self, entry)
 
     async def write(self, entry: Entry) -> Written:
         refused = self._refuse(entry)
@@ -182,6 +199,8 @@ class Filler:
     async def obtain_by_key(self, key: str, codec: Codec, make_job: Callable[..., Job], *args: Any) -> Any:
         """As `obtain`, with a job that `make_job(key, *args)` makes: to make one takes longer than a hit does."""
         parent, came, landings = live_scope(), self.flights.begun, self.flights.landings(key)
+        if parent is not None and parent.transaction is not None:
+            return await self.obtain(make_job(key, *args))
         reading: Reading | None
         try:
             if self.pending.names or not self._agreed:
@@ -222,7 +241,12 @@ class Filler:
                 self.flights.land(found.flight, Fate.CANCELLED)
 
     async def find(self, job: Job, parent: Scope | None, looked: Looked | None = None) -> Found:
-        """A value of `job` to serve, from the backend or from another's flight; else it is the caller's turn."""
+        """A value of `job` to serve, from the backend or from another's flight; else it is the caller's turn.
+
+        In a transaction nobody waits for another, nor is waited for.
+        """
+        if parent is not None and parent.transaction is not None:
+            return await self.look(job, parent)
         if looked is None:
             came = self.flights.begun
             landings = self.flights.landings(job.key)
@@ -236,7 +260,7 @@ class Filler:
 
     async def look(self, job: Job, parent: Scope | None) -> Found:
         """A value of `job` to serve from the backend."""
-        return self._found(job, await self.read(job.key), parent)
+        return self._found(job, await self.read_within(parent, job.key), parent)
 
     def _found(self, job: Job, reading: Reading | None, parent: Scope | None) -> Found:
         value = self.serve(job, reading, parent)
@@ -303,7 +327,9 @@ class Filler:
         A number is taken from the journal first: with its newer stamp, the result is not replaced by
         that of a computation which began before.
         """
-        numbered = True
+        parent, numbered = live_scope(), True
+        if parent is not None and parent.transaction is not None:  # as of the transaction, and stored at its end
+            return await self.compute(job, await parent.transaction.reading(self), None, parent)
         try:
             await self.backend.invalidate([NOBODYS])
         except BackendError as error:
@@ -312,7 +338,7 @@ class Filler:
         flight = self.flights.lead_unless_open(job.key, self.backend.clock())
         try:
             reading = await self.read(job.key) if numbered else None
-            return await self.compute(job, reading, flight, live_scope())
+            return await self.compute(job, reading, flight, parent)
         finally:
             if flight is not None:
                 self.flights.land(flight, Fate.CANCELLED)
@@ -356,6 +382,8 @@ class Filler:
                 return MISSING
             if now >= entry.stale_until or entry.stale_until <= entry.fresh_until:
                 return MISSING
+        elif parent is not None and parent.transaction is not None:
+            due = False
         else:
             due = now >= entry.renew_from and renews_early(now, entry.renew_from, entry.fresh_until)
         if due and not self._renew(job, now):
@@ -408,7 +436,7 @@ class Filler:
             try:
                 value = await job.compute()
             except Exception as error:
-                if not renewing:
+                if not renewing and scope.transaction is None:
                     value = await self._fallback(job, flight, parent, error)
                     if value is not MISSING:
                         return value
@@ -461,7 +489,7 @@ class Filler:
         entry = self._prepare(job, value, reading, flight, scope, started)
         if entry is None:
             return Written(False)
-        written = await self.write(entry)
+        written = await self.write_within(scope, entry)
         self._conclude(job, entry, written, flight, scope, unaccepted)
         return written
 
@@ -545,6 +573,8 @@ class Filler:
     ) -> dict[str, Any]:
         """The values of `jobs`; `build` gets the names that miss, at once, and may leave some out."""
         parent = live_scope()
+        if parent is not None and parent.transaction is not None:
+            return await self._obtain_many_alone(jobs, build, parent)
         inside = _flights_around(parent)
         came = self.flights.begun
         landings: dict[str, int] = {}
@@ -586,6 +616,20 @@ class Filler:
                     found[name] = value
         return {name: found[name] for name in jobs if found.get(name, ABSENT) is not ABSENT}
 
+    async def _obtain_many_alone(
+        self,
+        jobs: Mapping[str, Job],
+        build: Callable[[list[str]], Awaitable[Mapping[str, Any]]],
+        parent: Scope,
+    ) -> dict[str, Any]:
+        """As `obtain_many`, in a transaction: without flights."""
+        readings: dict[str, Reading | None] = {}
+        found = await self._look_many(jobs, list(jobs), readings, parent)
+        missing = [name for name in jobs if name not in found]
+        if missing:
+            found |= await self._build(jobs, readings, missing, {}, build, parent)
+        return {name: found[name] for name in jobs if name in found}
+
     async def _look_many(
         self,
         jobs: Mapping[str, Job],
@@ -596,7 +640,8 @@ class Filler:
         """The values among `names` that the backend has; what was read goes into `readings`."""
         if not names:
             return {}
-        readings |= dict(zip(names, await self.read_many([jobs[name].key for name in names]), strict=True))
+        read = await self.read_many_within(parent, [jobs[name].key for name in names])
+        readings |= dict(zip(names, read, strict=True))
         values = {name: self.serve(jobs[name], readings[name], parent) for name in names}
         return {name: value for name, value in values.items() if value is not MISSING}
 
@@ -670,7 +715,10 @@ class Filler:
             part.tags = set()  # they are the entry's now
             if entry is not None:
                 sent.append((name, entry, part))
-        answers = await self.write_many([entry for _, entry, _ in sent])
+        if scope.transaction is not None:
+            answers = [scope.transaction.hold(self, entry) for _, entry, _ in sent]
+        else:
+            answers = await self.write_many([entry for _, entry, _ in sent])
         for (name, entry, part), written in zip(sent, answers, strict=True):
             self._conclude(jobs[name], entry, written, led.get(name), part, Fate.UNCHECKED)
             scope.fresh_until = min(scope.fresh_until, part.fresh_until)

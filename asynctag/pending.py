@@ -8,9 +8,11 @@ queue is empty again; by then the journal knows better, and was not asked.
 
 import logging
 import os
+import secrets
 import threading
 from collections.abc import Callable, Collection
 from functools import partial
+from math import inf
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary, WeakMethod
 
@@ -20,6 +22,7 @@ from asynctag.backends.base import Backend
 from asynctag.background import Background
 from asynctag.errors import BackendError, InvalidationError
 from asynctag.flight import Fate, Flight, Flights, Turn
+from asynctag.lag import FIRST_ASKED, LAST_ASKED, NO_LAG, Lag
 from asynctag.names import NAMESPACE, TAG, describe, listed
 from asynctag.outage import outage_of
 
@@ -45,11 +48,15 @@ _FLUSH: Final = f"|{NAMESPACE}|-flush"
 
 
 class Batch(NamedTuple):
-    """The oldest invalidations of the queue that can be written in one step, each with the number it had then."""
+    """The oldest invalidations of the queue that can be written in one step, each with the number it had then.
+
+    `lag_until`: when replicas have caught up with what was changed, on the backend's clock.
+    """
 
     names: list[str]
     soft: bool
     numbers: list[int]
+    lag_until: float
 
 
 class Pending:
@@ -61,6 +68,7 @@ class Pending:
         # In the order in which they came first. The number tells an invalidation from one of the same name that
         # comes while it is being written: that one has to be written again.
         self._queue: dict[tuple[str, bool], int] = {}
+        self._lags: dict[str, float] = {}
         self._number = 0
         self._watchers: list[WeakMethod[Callable[[Pending], None]]] = []
         self.forked()
@@ -92,7 +100,7 @@ class Pending:
         with self.lock:
             return tuple(dict.fromkeys(name for name, _ in self._queue))
 
-    def add(self, names: Collection[str], *, soft: bool) -> bool:
+    def add(self, names: Collection[str], *, soft: bool = False, lag_until: float = -inf) -> bool:
         """Queue them all, or none: whether there was room."""
         with self.lock:
             new = sum((name, soft) not in self._queue for name in set(names))
@@ -101,6 +109,8 @@ class Pending:
             self._number += 1
             for name in names:
                 self._queue[name, soft] = self._number
+                if lag_until > self._lags.get(name, -inf):
+                    self._lags[name] = lag_until
             self._set(self.names.union(names))
             return True
 
@@ -109,9 +119,10 @@ class Pending:
         with self.lock:
             batch: Batch | None = None
             for (name, soft), number in self._queue.items():
+                lag_until = -inf if soft else self._lags.get(name, -inf)
                 if batch is None:
-                    batch = Batch([], soft, [])
-                elif soft is not batch.soft or len(batch.names) == BATCH:
+                    batch = Batch([], soft, [], lag_until)
+                elif (soft, lag_until) != (batch.soft, batch.lag_until) or len(batch.names) == BATCH:
                     break
                 batch.names.append(name)
                 batch.numbers.append(number)
@@ -123,6 +134,8 @@ class Pending:
             for name, number in zip(batch.names, batch.numbers, strict=True):
                 if self._queue.get((name, batch.soft)) == number:
                     del self._queue[name, batch.soft]
+                    if not batch.soft:
+                        self._lags.pop(name, None)
             self._set(frozenset(name for name, _ in self._queue))
             return not self._queue
 
@@ -173,42 +186,137 @@ class Invalidator:
         self.outage = outage_of(backend)
 
     async def invalidate(
-        self, names: Collection[str], *, soft: bool = False, queue: bool = False, namespace: str = ""
+        self,
+        names: Collection[str],
+        *,
+        soft: bool = False,
+        queue: bool = False,
+        namespace: str = "",
+        lag: Lag = NO_LAG,
+        holder: str = "",
     ) -> bool:
-        """Invalidate `names`; False where that could not be written and is queued.
+        """Invalidate `names`, and let go of what `holder` holds; False where that could not be written and is queued.
 
-        Who calls and is cancelled meanwhile cannot know either: what it wanted queued is.
+        Who calls and is cancelled meanwhile cannot know either: what it wanted queued is. With a lag, soft is hard:
+        what is renewed meanwhile may come from a replica.
         """
+        soft = soft and not lag.seconds
         try:
             await self._write_what_is_queued()
-            await self.backend.invalidate(names, soft=soft)
+            if lag.seconds or holder:
+                await self._release(names, holder or new_holder(), lag)
+            else:
+                await self.backend.invalidate(names, soft=soft)
         except BackendError as error:
             if not queue:
                 raise _unwritten(error, names, namespace) from error
-            if not self._keep(names, soft, error, namespace):
+            if not self._keep(names, soft, lag, error, namespace):
                 raise _unwritten(error, names, namespace, full=True) from error
             self.see_to_retries()
             return False
         except BaseException as error:
             if queue and not isinstance(error, Exception):
-                if not self._keep(names, soft, error, namespace):
+                if not self._keep(names, soft, lag, error, namespace):
                     logger.error("%s", _unwritten(error, names, namespace, full=True))
                 elif not isinstance(error, GeneratorExit):  # that one may come without an event loop
                     self.see_to_retries()
             raise
         return True
 
-    async def delete(self, name: str, *, namespace: str) -> bool:
+    async def delete(self, name: str, *, namespace: str, lag: Lag = NO_LAG) -> bool:
         """Remove the entry under `name` and invalidate it as a tag. Whether an entry was there."""
         try:
             await self._write_what_is_queued()
-            return await self.backend.delete(name)
+            was_there = await self.backend.delete(name)
+            if lag.seconds:
+                await self._release([name], new_holder(), lag)
         except BackendError as error:
             raise _unwritten(error, [name], namespace) from error
+        return was_there
 
-    def _keep(self, names: Collection[str], soft: bool, error: BaseException, namespace: str) -> bool:
+    # --- transactions --------------------------------------------------------------------------------
+
+    async def lease(
+        self, names: Collection[str], holder: str, duration: float, *, queue: bool = False, namespace: str = ""
+    ) -> bool | None:
+        """Hold `names` for `duration` seconds: whether they are known to have been held already, without a break.
+
+        None where that could not be written, and their invalidation is queued.
+        """
+        try:
+            await self._write_what_is_queued()
+            return await self.backend.lease(names, holder, duration)
+        except BackendError as error:
+            if not queue:
+                raise _unwritten(error, names, namespace) from error
+            if not self._keep(names, False, NO_LAG, error, namespace):
+                raise _unwritten(error, names, namespace, full=True) from error
+            self.see_to_retries()
+            return None
+
+    async def release(self, names: Collection[str], holder: str, lag: Lag, *, namespace: str) -> None:
+        """The end of a transaction. What could not be written is queued, and told in the log alone."""
+        try:
+            await self._write_what_is_queued()
+            await self._release(names, holder, lag)
+        except Exception as error:
+            self.keep_release(names, lag, error, namespace)
+            self.see_to_retries()
+
+    def release_at_once(self, names: Collection[str], holder: str, lag: Lag, *, namespace: str) -> None:
+        """As `release`, where nothing can be waited for: it is written if that takes no waiting, and else queued."""
+        step = self.backend.release(names, holder, lag=lag.seconds, serve=lag.serve)
+        try:
+            step.send(None)
+        except StopIteration:
+            return
+        except Exception as error:
+            self.keep_release(names, lag, error, namespace)
+        else:
+            step.close()
+            self.keep_release(names, lag, RuntimeError("its event loop was left"), namespace)
+
+    def keep_release(self, names: Collection[str], lag: Lag, error: BaseException, namespace: str) -> None:
+        kept = self.pending.add(names, lag_until=self.backend.clock() + lag.seconds if lag.seconds else -inf)
+        logger.error(
+            "the end of a transaction could not be written (%s): %s stay held until the lease ends, which counts as "
+            "an invalidation%s",
+            str(error) or type(error).__name__,
+            _listed(names, namespace),
+            ". It is queued besides" if kept else "",
+            exc_info=None if isinstance(error, BackendError) else error,
+        )
+
+    async def _release(self, names: Collection[str], holder: str, lag: Lag) -> None:
+        await self.backend.release(names, holder, lag=lag.seconds, serve=lag.serve)
+        if lag.seconds and lag.caught_up is not None and self.background.is_open:
+            self.background.start(partial(self._watch, names, holder, lag))
+
+    async def _watch(self, names: Collection[str], holder: str, lag: Lag) -> None:
+        """End a lag as soon as the replicas have caught up."""
+        assert lag.caught_up is not None
+        delay, failed = FIRST_ASKED, False
+        with move_on_after(lag.seconds):
+            while True:
+                try:
+                    if await lag.caught_up():
+                        break
+                except Exception:
+                    if not failed:
+                        logger.warning("the probe of replicas failed: it is asked again", exc_info=True)
+                    failed = True
+                await sleep(delay)
+                delay = min(2 * delay, LAST_ASKED)
+            try:
+                await self.backend.release(names, holder)
+            except Exception as error:
+                self.outage.warn(self.backend.clock(), "a lag cannot be ended before its time: %s", error)
+
+    def _keep(self, names: Collection[str], soft: bool, lag: Lag, error: BaseException, namespace: str) -> bool:
         first = not self.pending.names
-        if not self.pending.add(names, soft=soft):
+        if not self.pending.add(
+            names, soft=soft, lag_until=self.backend.clock() + lag.seconds if lag.seconds else -inf
+        ):
             return False
         if first:
             logger.warning(
@@ -249,7 +357,11 @@ class Invalidator:
         try:
             while (batch := self.pending.oldest()) is not None:
                 try:
-                    await self.backend.invalidate(batch.names, soft=batch.soft)
+                    lag = batch.lag_until - self.backend.clock()
+                    if lag > 0:
+                        await self.backend.release(batch.names, new_holder(), lag=lag)
+                    else:
+                        await self.backend.invalidate(batch.names, soft=batch.soft)
                 except Exception as error:  # of whatever kind: what is queued stays so
                     self.outage.warn(
                         self.backend.clock(), "%d invalidations stay queued: %s", len(self.pending.names), error
@@ -295,6 +407,11 @@ class Invalidator:
                     len(left),
                     _listed(left, namespace),
                 )
+
+
+def new_holder() -> str:
+    """A name for who holds tags that nobody else has."""
+    return secrets.token_hex(8)
 
 
 def as_written(name: str, namespace: str) -> str:

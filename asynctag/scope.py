@@ -19,6 +19,7 @@ from asynctag.tags import check_tag
 
 if TYPE_CHECKING:
     from asynctag.flight import Flight
+    from asynctag.transaction import Block
 
 logger = logging.getLogger("asynctag")
 
@@ -32,7 +33,8 @@ class Scope:
     """The gathering of one computation. Safe to add to from any number of threads.
 
     `fresh_until` and `expires` are the soonest ends of what was used (on the backend's clock), and
-    `stale_stamp` is the oldest stamp among what was used although stale.
+    `stale_stamp` is the oldest stamp among what was used although stale. `transaction` is the innermost block that it
+    runs in. Where a block runs outside of its computations, a closed scope stands for it.
     """
 
     __slots__ = (
@@ -50,6 +52,7 @@ class Scope:
         "renewing",
         "stale_stamp",
         "tags",
+        "transaction",
     )
 
     def __init__(
@@ -66,6 +69,7 @@ class Scope:
         self.namespace = namespace
         self.parent = parent
         self.renewing = renewing
+        self.transaction: Block | None = parent.transaction if parent is not None else None
         self.tags: set[str] = set()
         self.fresh_until = inf
         self.expires = inf
@@ -170,10 +174,23 @@ def leave_scope(token: Token[Scope | None]) -> None:
 
 
 def live_scope() -> Scope | None:
-    """The scope of the computation that runs here, or of the nearest around it that is not over; None outside any."""
+    """The scope of the computation that runs here, or of the nearest around it that is not over; None outside any.
+
+    In a transaction, one that knows of it, over or not: what is gathered there goes to the nearest that is not.
+    """
     scope = current_scope.get()
-    while scope is not None and scope.closed:
+    while scope is not None and scope.closed and scope.transaction is None:
         scope = scope.parent
+    return scope
+
+
+def scope_of_block(block: "Block", name: str, backend: Backend, namespace: str, parent: Scope | None) -> Scope:
+    """What stands in the context where `block` runs: it gathers nothing, and leads to the computation around."""
+    if parent is not None:
+        backend, namespace = parent.backend or backend, parent.namespace
+    scope = Scope(name, backend, namespace, parent)
+    scope.closed = scope._said = True
+    scope.transaction = block
     return scope
 
 

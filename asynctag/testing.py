@@ -427,6 +427,216 @@ class BackendContract:
         assert self.value_of(backend, reading) == "new"
         assert not reading.stale
 
+    # --- leases
+
+    async def test_a_leased_tag_makes_entries_invalid(self, backend: Backend) -> None:
+        """For everybody, at once; the tag is named, and other entries stay."""
+        await self.put(backend, tags=[RED])
+        await self.put(backend, OTHER, "stays", tags=[BLUE])
+        await backend.lease(iter([RED]), "me", 10 * self.unit)
+        assert backend.peek(PAGE) is None
+        assert (await backend.read(PAGE)).entry is None
+        assert (await backend.inspect(PAGE)).miss == Miss(Cause.LEASED, RED)
+        assert self.value_of(backend, await backend.read(OTHER)) == "stays"
+
+    async def test_a_write_with_a_leased_tag_is_refused(self, backend: Backend) -> None:
+        """Whether its stamp is from before the lease or from after it, and whatever else is invalidated."""
+        before = (await backend.read(PAGE)).stamp
+        await backend.lease([RED], "me", 10 * self.unit)
+        during = (await backend.read(PAGE)).stamp
+        assert during > before
+        for stamp in (before, during):
+            refused = await self.put(backend, tags=[BLUE, RED], stamp=stamp, stale=3)
+            assert refused == Written(False, miss=Miss(Cause.LEASED, RED))
+        await backend.invalidate([RED])
+        assert (await self.put(backend, tags=[RED])).miss == Miss(Cause.LEASED, RED)
+
+    async def test_a_release_invalidates(self, backend: Backend) -> None:
+        """What was computed while the tag was held is not stored; what is computed afterwards is."""
+        await self.put(backend, tags=[RED])
+        await backend.lease([RED], "me", 10 * self.unit)
+        during = (await backend.read(PAGE)).stamp
+        await backend.release(iter([RED]), "me")
+        assert (await backend.inspect(PAGE)).miss == Miss(Cause.INVALIDATED, RED)
+        assert (await self.put(backend, tags=[RED], stamp=during)).miss == Miss(Cause.INVALIDATED, RED)
+        assert (await self.put(backend, tags=[RED])).accepted
+
+    async def test_a_release_invalidates_what_is_no_longer_held(self, backend: Backend) -> None:
+        """Nor was ever: the end of a transaction counts whatever became of its lease."""
+        await self.put(backend, tags=[RED])
+        stamp = (await backend.read(PAGE)).stamp
+        await backend.release([RED], "me")
+        assert (await backend.read(PAGE)).entry is None
+        assert not (await self.put(backend, tags=[RED], stamp=stamp)).accepted
+
+    async def test_each_holder_holds(self, backend: Backend) -> None:
+        """One holder's release leaves the others'."""
+        await backend.lease([RED, BLUE], "a", 10 * self.unit)
+        await backend.lease([RED], "b", 10 * self.unit)
+        await backend.release([RED, BLUE], "a")
+        assert (await self.put(backend, tags=[RED])).miss == Miss(Cause.LEASED, RED)
+        assert (await self.put(backend, OTHER, tags=[BLUE])).accepted
+        await backend.release([RED], "b")
+        assert (await self.put(backend, tags=[RED])).accepted
+
+    async def test_a_lease_that_goes_on_says_so(self, backend: Backend) -> None:
+        """The first time, and of any tag for the first time, it says that it was not held."""
+        assert await backend.lease([RED], "me", 10 * self.unit) is False
+        assert await backend.lease([RED], "me", 10 * self.unit) is True
+        assert await backend.lease([RED, BLUE], "me", 10 * self.unit) is False
+        assert await backend.lease([RED], "another", 10 * self.unit) is False
+
+    async def test_a_lease_that_has_ended_counts_until_somebody_writes(self, backend: Backend, clock: Any) -> None:
+        """For readers it is a lease; the first who stores makes an invalidation of it, the next one's store counts."""
+        await self.put(backend, tags=[RED])
+        await backend.lease([RED], "me", self.unit)
+        during = (await backend.read(PAGE)).stamp
+        await self.advance(backend, clock, 2 * self.unit)
+        assert (await backend.inspect(PAGE)).miss == Miss(Cause.LEASED, RED)
+        assert (await self.put(backend, tags=[RED])).miss == Miss(Cause.LEASED, RED)
+        assert (await backend.inspect(PAGE)).miss == Miss(Cause.INVALIDATED, RED)
+        assert not (await self.put(backend, tags=[RED], stamp=during)).accepted
+        assert (await self.put(backend, tags=[RED])).accepted
+        await backend.release([RED], "me")
+        assert (await backend.read(PAGE)).entry is None
+
+    async def test_a_lease_that_has_ended_is_settled_by_invalidations_of_others(
+        self, backend: Backend, clock: Any
+    ) -> None:
+        """So that nothing is left for ever of a holder that died."""
+        stamp = (await backend.read(PAGE)).stamp
+        await backend.lease([RED], "me", self.unit)
+        await self.advance(backend, clock, 2 * self.unit)
+        await backend.invalidate([BLUE])
+        assert (await self.put(backend, tags=[RED], stamp=stamp)).miss == Miss(Cause.INVALIDATED, RED)
+        assert (await self.put(backend, tags=[RED])).accepted
+
+    async def test_a_lease_is_renewed(self, backend: Backend, clock: Any) -> None:
+        """It ends as late as it was asked for last, and no sooner than it would have."""
+        await backend.lease([RED], "me", 2 * self.unit)
+        await backend.lease([RED], "me", 6 * self.unit)
+        await backend.lease([RED], "me", self.unit)
+        await self.advance(backend, clock, 3 * self.unit)
+        for _ in range(2):
+            assert (await self.put(backend, tags=[RED])).miss == Miss(Cause.LEASED, RED)
+
+    async def test_one_holders_end_leaves_the_others(self, backend: Backend, clock: Any) -> None:
+        """A holder that died lets go of nothing that another holds."""
+        await backend.lease([RED], "dead", self.unit)
+        await backend.lease([RED], "alive", 6 * self.unit)
+        await self.advance(backend, clock, 2 * self.unit)
+        for _ in range(2):
+            assert (await self.put(backend, tags=[RED])).miss == Miss(Cause.LEASED, RED)
+        await backend.release([RED], "alive")
+        assert (await self.put(backend, tags=[RED])).accepted
+
+    async def test_a_lag_holds_tags_past_the_release(self, backend: Backend, clock: Any) -> None:
+        """Nothing that carries them is stored until it has ended; then what was computed meanwhile is refused."""
+        await self.put(backend, tags=[RED])
+        await backend.lease([RED], "me", 10 * self.unit)
+        await backend.release([RED], "me", lag=3 * self.unit)
+        assert (await backend.read(PAGE)).entry is None
+        during = (await backend.read(PAGE)).stamp
+        assert (await self.put(backend, tags=[RED])).miss == Miss(Cause.LEASED, RED)
+        await self.advance(backend, clock, 4 * self.unit)
+        for _ in range(2):
+            assert not (await self.put(backend, tags=[RED], stamp=during)).accepted
+        assert (await self.put(backend, tags=[RED])).accepted
+
+    async def test_a_lag_may_end_sooner(self, backend: Backend) -> None:
+        """Released again, without a lag, tags are let go of and invalidated."""
+        await backend.release([RED], "me", lag=10 * self.unit)
+        during = (await backend.read(PAGE)).stamp
+        await backend.release([RED], "me")
+        assert (await self.put(backend, tags=[RED], stamp=during)).miss == Miss(Cause.INVALIDATED, RED)
+        assert (await self.put(backend, tags=[RED])).accepted
+
+    async def test_each_lag_has_an_end_of_its_own(self, backend: Backend, clock: Any) -> None:
+        """A short one does not end a long one, nor a long one's transaction another's lease."""
+        await backend.release([RED], "long", lag=8 * self.unit)
+        await backend.release([RED], "short", lag=self.unit)
+        await self.advance(backend, clock, 2 * self.unit)
+        for _ in range(2):
+            assert (await self.put(backend, tags=[RED])).miss == Miss(Cause.LEASED, RED)
+        await backend.release([RED], "long")
+        assert (await self.put(backend, tags=[RED])).accepted
+
+    async def test_a_lag_that_is_served_lets_entries_be_stored(self, backend: Backend, clock: Any) -> None:
+        """Until its end, and no longer: they go then, and what was computed meanwhile is refused."""
+        await self.put(backend, value="old", tags=[RED])
+        await backend.lease([RED], "me", 10 * self.unit)
+        await backend.release([RED], "me", lag=3 * self.unit, serve=True)
+        assert (await backend.read(PAGE)).entry is None
+        during = (await backend.read(PAGE)).stamp
+        assert (await self.put(backend, value="from a replica", tags=[RED], fresh=8, stale=8)).accepted
+        assert self.value_of(backend, await backend.read(PAGE)) == "from a replica"
+        await self.put(backend, OTHER, "stays", tags=[BLUE], fresh=12)
+        await self.advance(backend, clock, 4 * self.unit)
+        assert backend.peek(PAGE) is None
+        assert (await backend.read(PAGE)).entry is None
+        assert self.value_of(backend, await backend.read(OTHER)) == "stays"
+        assert not (await self.put(backend, tags=[RED], stamp=during)).accepted
+        assert (await self.put(backend, tags=[RED])).accepted
+
+    async def test_a_lag_that_is_served_may_end_sooner(self, backend: Backend) -> None:
+        """Released again, tags are invalidated once more, and what is stored from then on lives as it should."""
+        await backend.release([RED], "me", lag=10 * self.unit, serve=True)
+        await self.put(backend, value="from a replica", tags=[RED])
+        during = (await backend.read(PAGE)).stamp
+        await backend.release([RED], "me")
+        assert (await backend.read(PAGE)).entry is None
+        assert not (await self.put(backend, tags=[RED], stamp=during)).accepted
+        assert (await self.put(backend, tags=[RED])).accepted
+
+    async def test_each_lag_that_is_served_invalidates(self, backend: Backend, clock: Any) -> None:
+        """The end of the first of two counts, though the second goes on."""
+        await backend.release([RED], "long", lag=8 * self.unit, serve=True)
+        await backend.release([RED], "short", lag=2 * self.unit, serve=True)
+        await self.put(backend, tags=[RED])
+        during = (await backend.read(PAGE)).stamp
+        await self.advance(backend, clock, 3 * self.unit)
+        assert (await backend.read(PAGE)).entry is None
+        assert not (await self.put(backend, tags=[RED], stamp=during)).accepted
+        assert (await self.put(backend, tags=[RED])).accepted
+        assert (await backend.read(PAGE)).entry is not None
+        await self.advance(backend, clock, 6 * self.unit)
+        assert (await backend.read(PAGE)).entry is None
+
+    async def test_the_newest_stamp_is_none_that_is_yet_to_come(self, backend: Backend) -> None:
+        """Known without asking, it may be older than the journal's; never newer, nor of what was not seen."""
+        await backend.invalidate([RED])
+        known, asked = backend.newest(), (await backend.read(PAGE)).stamp
+        assert known <= asked
+        if known.epoch == asked.epoch:
+            await backend.invalidate([RED])
+            assert not (await self.put(backend, tags=[RED], stamp=known)).accepted
+
+    async def test_what_has_changed_is_never_said_to_be_unchanged(self, backend: Backend, clock: Any) -> None:
+        """By a hard or a soft invalidation, a deletion, a lease. Of what has not, a backend may say that it does."""
+        stamp = (await backend.read(PAGE)).stamp
+        await backend.invalidate([BLUE])
+        asked = await backend.unchanged([PAGE, RED], stamp)
+        assert asked is True or asked is False
+        assert not await backend.unchanged([RED, BLUE], stamp)
+        after = (await backend.read(PAGE)).stamp
+        await backend.invalidate([RED], soft=True)
+        assert not await backend.unchanged([PAGE, RED], after)
+        await backend.delete(PAGE)
+        assert not await backend.unchanged([PAGE], after)
+        after = (await backend.read(PAGE)).stamp
+        await backend.lease([RED], "me", self.unit)
+        assert not await backend.unchanged([RED], after)
+        assert not await backend.unchanged([RED], (await backend.read(PAGE)).stamp)
+        assert not await backend.unchanged([BLUE], Stamp(after.epoch + 1, after.seq))
+
+    async def test_what_was_forgotten_is_not_said_to_be_unchanged(self, backend: Backend) -> None:
+        """The journal cannot know."""
+        stamp = (await backend.read(PAGE)).stamp
+        await backend.invalidate([RED])
+        await self.forget(backend)
+        assert not await backend.unchanged([RED], stamp)
+        assert not await backend.unchanged([BLUE], stamp)
+
     # --- time
 
     async def test_entries_expire(self, backend: Backend, clock: Any) -> None:

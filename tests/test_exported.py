@@ -85,6 +85,7 @@ def test_what_the_cache_offers() -> None:
         "override",
         "queued_invalidations",
         "set",
+        "transaction",
     ]
     assert all(getattr(asynctag.Cache, name).__doc__ for name in methods)
     offered = sorted(name for name in vars(asynctag.Cached) if not name.startswith("_"))

@@ -1015,7 +1015,7 @@ def known_by_name(patch: pytest.MonkeyPatch) -> None:
 
 
 def not_queued_at_all(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Pending, "add", lambda self, names, soft: True)
+    patch.setattr(Pending, "add", lambda self, names, **about: True)
 
 
 WRONG: list[tuple[Callable[[pytest.MonkeyPatch], None], Callable[[World, Cache], None], str, bool]] = [

@@ -90,7 +90,7 @@ class Cause(Enum):
     PRUNED = "pruned"  # older than what the journal still remembers
     SUPERSEDED = "superseded"  # an entry with a newer stamp is there
     TOO_LARGE = "too large"
-    LEASED = "leased"  # a tag of it is held by an open transaction
+    LEASED = "leased"  # a tag of it is held: by an open transaction, or until replicas have caught up
     CORRUPT = "corrupt"  # what is there was not written as entries are, or by a newer version
 
 
@@ -127,7 +127,7 @@ class Backend(ABC):
     An entry is *valid* when its epoch is the journal's, the journal's floor is not above its
     sequence number, and none of its tags was invalidated after it. Every method is one atomic step
     of the protocol, safe for any number of threads and event loops. A backend that fails raises
-    `BackendError`; `invalidate` and `delete` raise `InvalidationError`.
+    `BackendError`; `invalidate`, `delete`, `lease` and `release` raise `InvalidationError`.
     """
 
     #: Whether entries stay objects of this process (`Codec.keep`), or become bytes (`Codec.encode`).
@@ -169,6 +169,35 @@ class Backend(ABC):
     @abstractmethod
     async def delete(self, key: str) -> bool:
         """Remove the entry of `key` and invalidate the key as a tag. Whether an entry was there."""
+
+    @abstractmethod
+    async def lease(self, tags: Iterable[str], holder: str, duration: float) -> bool:
+        """Hold `tags` for `holder`, for `duration` seconds: entries that carry one are invalid, and none is stored.
+
+        By the same holder again, it goes on, and ends no sooner than it would have. Whether all of `tags` are known to
+        have been held by it without a break; the first time they were not. Several holders may hold a tag. A lease that
+        has ended still makes entries invalid: whoever writes and meets it makes an invalidation of it first.
+        """
+
+    @abstractmethod
+    async def release(self, tags: Iterable[str], holder: str, *, lag: float = 0.0, serve: bool = False) -> None:
+        """Invalidate `tags` and let go of them, held or not. Those that others hold stay held.
+
+        With `lag` they stay held by `holder` until so many seconds from now. With `serve` too, they are let go of now,
+        and invalidated once more by then: what is stored meanwhile with one of them ends then. Released again, without
+        a lag, that comes at once.
+        """
+
+    def newest(self) -> Stamp:
+        """The newest stamp of the journal that is known without asking; one that no entry can have, if none is."""
+        return OF_NO_EPOCH
+
+    async def unchanged(self, tags: Sequence[str], since: Stamp) -> bool:
+        """Whether the journal, asked now, knows that none of `tags` was invalidated, hard or soft, since `since`.
+
+        A backend that cannot tell says that it does not know: transactions then compute what is newer than they are.
+        """
+        return False
 
     @abstractmethod
     async def inspect(self, key: str) -> Reading:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from math import inf
 from sys import getsizeof
 from typing import ClassVar
@@ -28,6 +29,9 @@ HAND = 1000
 #: How many entries a write looks through for dead ones, at most, before a live one is evicted.
 SWEEP = 32
 
+#: How many leases that nobody touches an invalidation looks at, for those that have ended.
+SETTLED = 5
+
 
 # A thread that is not there in a forked child may hold a lock in it, for ever.
 _backends: "WeakSet[MemoryBackend]" = WeakSet()
@@ -43,6 +47,10 @@ def _free_locks() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_free_locks)
+
+
+#: Who holds each tag, and until when.
+_Leases = dict[str, dict[str, float]]
 
 
 class _Node(Entry):
@@ -93,6 +101,8 @@ class MemoryBackend(Backend):
         self._floor = 0
         self._hard: OrderedDict[str, int] = OrderedDict()  # tag: the number of its last invalidation, the newest last
         self._soft: OrderedDict[str, int] = OrderedDict()
+        self._leases: _Leases = {}
+        self._lags: _Leases = {}  # of tags that are served meanwhile
         self._newest: _Node | None = None
         self._oldest: _Node | None = None
         self._hand: _Node | None = None
@@ -167,6 +177,10 @@ class MemoryBackend(Backend):
             return Miss(Cause.LOST)
         if seq < self._floor:
             return Miss(Cause.PRUNED)
+        if self._leases:
+            for tag in entry.tags:
+                if tag in self._leases:
+                    return Miss(Cause.LEASED, tag)
         if seq != self._stamp.seq:
             hard = self._hard
             for tag in entry.tags:
@@ -184,6 +198,18 @@ class MemoryBackend(Backend):
     def _is_softened(self, entry: Entry) -> bool:
         return self._softener(entry) is not None
 
+    def newest(self) -> Stamp:
+        return self._stamp
+
+    async def unchanged(self, tags: Sequence[str], since: Stamp) -> bool:
+        with self._lock:
+            if since.epoch != self._stamp.epoch or self._floor > since.seq:
+                return False
+            return not any(
+                tag in self._leases or self._hard.get(tag, 0) > since.seq or self._soft.get(tag, 0) > since.seq
+                for tag in tags
+            )
+
     # --- writing -----------------------------------------------------------------------------------
 
     async def write(self, entry: Entry) -> Written:
@@ -195,10 +221,14 @@ class MemoryBackend(Backend):
             return [self._write(entry) for entry in entries]
 
     def _write(self, entry: Entry) -> Written:
+        now = self.clock()
+        if self._lags:
+            self._settle_all(self._lags, entry.tags, now)
         miss = self._why_invalid(entry)
         if miss is not None:
+            if miss.cause is Cause.LEASED:
+                self._settle_all(self._leases, entry.tags, now)
             return Written(False, miss=miss)
-        now = self.clock()
         if now >= entry.expires:
             return Written(False, miss=Miss(Cause.EXPIRED))
         softener = self._softener(entry)
@@ -211,6 +241,7 @@ class MemoryBackend(Backend):
         size = entry.size + getsizeof(entry.key) + getsizeof(entry.tags) + sum(map(len, entry.tags)) + ENTRY_OVERHEAD
         if size > self._max_bytes:
             return Written(False, miss=Miss(Cause.TOO_LARGE))
+        end = self._end_of_lags(entry.tags)
         node = _Node(
             entry.key,
             entry.body,
@@ -219,10 +250,10 @@ class MemoryBackend(Backend):
             size,
             entry.tags,
             entry.stamp,
-            entry.renew_from,
-            entry.fresh_until,
-            entry.stale_until,
-            entry.expires,
+            min(entry.renew_from, end),
+            min(entry.fresh_until, end),
+            min(entry.stale_until, end),
+            min(entry.expires, end),
         )
         node.checked = self._stamp if softener is None else None
         self._first_end = min(self._first_end, node.expires)
@@ -243,6 +274,7 @@ class MemoryBackend(Backend):
     async def invalidate(self, tags: Iterable[str], *, soft: bool = False) -> None:
         with self._lock:
             self._invalidate(tags, self._soft if soft else self._hard)
+            self._settle_some()
 
     async def delete(self, key: str) -> bool:
         with self._lock:
@@ -263,6 +295,73 @@ class MemoryBackend(Backend):
         self._stamp = Stamp(self._stamp.epoch, seq)
         while len(self._hard) + len(self._soft) > self._max_tags:
             self._forget_oldest()
+
+    # --- leases ------------------------------------------------------------------------------------
+
+    async def lease(self, tags: Iterable[str], holder: str, duration: float) -> bool:
+        with self._lock:
+            end, held, names = self.clock() + duration, True, list(tags)
+            for tag in names:
+                holders = self._leases.setdefault(tag, {})
+                held = held and holder in holders
+                holders[holder] = max(end, holders.get(holder, end))
+            self._take_number()
+            return held
+
+    async def release(self, tags: Iterable[str], holder: str, *, lag: float = 0.0, serve: bool = False) -> None:
+        with self._lock:
+            now, names = self.clock(), list(tags)
+            for tag in names:
+                if lag and not serve:
+                    self._leases.setdefault(tag, {})[holder] = now + lag
+                else:
+                    self._let_go(self._leases, tag, holder, now)
+                if lag and serve:
+                    self._lags.setdefault(tag, {})[holder] = now + lag
+                else:
+                    self._let_go(self._lags, tag, holder, now)
+            self._invalidate(names, self._hard)
+            self._settle_some()
+
+    def _let_go(self, leases: _Leases, tag: str, holder: str, now: float) -> bool:
+        """Take the lease of `holder` away, and with it those that have ended. Whether there was one of these.
+
+        An invalidation of the tag has to follow.
+        """
+        holders = leases.get(tag)
+        if holders is None:
+            return False
+        holders.pop(holder, None)
+        ended = [one for one, end in holders.items() if end <= now]
+        for one in ended:
+            del holders[one]
+        if not holders:
+            del leases[tag]
+        return bool(ended)
+
+    def _settle_all(self, leases: _Leases, tags: Iterable[str], now: float) -> None:
+        """Make an invalidation of the leases of `tags` that have ended."""
+        settled = [tag for tag in tags if tag in leases and self._let_go(leases, tag, "", now)]
+        if settled:
+            self._invalidate(settled, self._hard)
+
+    def _settle_some(self) -> None:
+        """Look after leases that nobody touches, others each time."""
+        for leases in (self._leases, self._lags):
+            if leases:
+                some = list(islice(leases, SETTLED))
+                for tag in some:
+                    leases[tag] = leases.pop(tag)
+                self._settle_all(leases, some, self.clock())
+
+    def _end_of_lags(self, tags: Iterable[str]) -> float:
+        """When what is stored now with `tags` ends at the latest."""
+        if not self._lags:
+            return inf
+        return min((end for tag in tags for end in self._lags.get(tag, {}).values()), default=inf)
+
+    def _take_number(self) -> None:
+        self._stamp = Stamp(self._stamp.epoch, self._stamp.seq + 1)
 
     def _forget_oldest(self) -> None:
         oldest = min((journal for journal in (self._hard, self._soft) if journal), key=lambda j: next(iter(j.values())))
@@ -292,6 +391,8 @@ class MemoryBackend(Backend):
         self._entries.clear()
         self._hard.clear()
         self._soft.clear()
+        self._leases.clear()
+        self._lags.clear()
         self._bytes = self._floor = 0
         self._newest = self._oldest = self._hand = self._sweep_at = None
         self._swept = self._sweeping = None

@@ -12,9 +12,11 @@ from asynctag.errors import ConfigurationError
 from asynctag.expiry import Seconds
 from asynctag.explain import Explanation
 from asynctag.http.rules import Policy
+from asynctag.lag import DuringLag, Probe
 from asynctag.names import tag_name
 from asynctag.scope import Scope, live_scope
 from asynctag.tags import check_tag
+from asynctag.transaction import Isolation, Transaction
 
 if TYPE_CHECKING:
     from asynctag.http.exchange import Exchange
@@ -81,6 +83,18 @@ class RequestCache:
     async def invalidate(self, *tags: str, soft: bool = False, queue: bool = False) -> bool:
         """As `Cache.invalidate`."""
         return await self.cache.invalidate(*tags, soft=soft, queue=queue)
+
+    def transaction(
+        self,
+        *,
+        isolation: Isolation = "repeatable read",
+        replica_lag: Seconds | None = None,
+        during_lag: DuringLag | None = None,
+        caught_up: Probe | None = None,
+        lease: Seconds = 30,
+    ) -> Transaction:
+        """As `Cache.transaction`. What is cached of this request's response is none of it."""
+        return self.cache._transaction(isolation, replica_lag, during_lag, caught_up, lease, self._gathering)
 
     async def explain_response(self) -> ResponseExplanation:
         """What is decided for the response to this request so far: by which policy, and why it is not cached."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from asynctag import Cache
 from asynctag import fill as fill_module
-from asynctag.backends.base import Backend, Entry, Reading, Written
+from asynctag.backends.base import Backend, Entry, Reading, Stamp, Written
 from asynctag.backends.memory import MemoryBackend
 from asynctag.codec import NOT_GIVEN, codec_for
 from asynctag.flight import Fate, Flight, Flights
@@ -116,6 +116,32 @@ class SteppedBackend(Backend):
         await self._execution.point(what)
         await self.inner.invalidate(names, soft=soft)
         self._told(what)
+
+    async def lease(self, tags: Iterable[str], holder: str, duration: float) -> bool:
+        names = list(tags)
+        what = f"holds {', '.join(describe(name) for name in names)}"
+        await self._execution.point(what)
+        held = await self.inner.lease(names, holder, duration)
+        self._told(what)
+        return held
+
+    async def release(self, tags: Iterable[str], holder: str, *, lag: float = 0.0, serve: bool = False) -> None:
+        names = list(tags)
+        what = f"lets go of {', '.join(describe(name) for name in names)}"
+        await self._execution.point(what)
+        await self.inner.release(names, holder, lag=lag, serve=serve)
+        self._told(what)
+
+    def newest(self) -> Stamp:
+        return self.inner.newest()
+
+    async def unchanged(self, tags: Sequence[str], since: Stamp) -> bool:
+        names = list(tags)
+        what = f"asks whether {', '.join(describe(name) for name in names)} are as they were"
+        await self._execution.point(what)
+        unchanged = await self.inner.unchanged(names, since)
+        self._told(what, "yes" if unchanged else "no")
+        return unchanged
 
     async def delete(self, key: str) -> bool:
         what = f"deletes {describe(key)}"

@@ -17,7 +17,19 @@ from asynctag.backends.redis.client import Client, MovedError, WentBackError
 from asynctag.backends.redis.connection import ConnectionLostError, pack
 from asynctag.backends.redis.format import TAGS_AT, Format, Head, Times, pack_tags
 from asynctag.backends.redis.link import Judged, Known, Link
-from asynctag.backends.redis.scripts import DELETE, EPOCH, INVALIDATE, LEASE, OPEN, READ, RELEASE, TAG, WRITE, Script
+from asynctag.backends.redis.scripts import (
+    DELETE,
+    EPOCH,
+    INVALIDATE,
+    LEASE,
+    OPEN,
+    READ,
+    RELEASE,
+    TAG,
+    UNCHANGED,
+    WRITE,
+    Script,
+)
 from asynctag.errors import BackendError, ConfigurationError, CorruptEntryError, InvalidationError
 from asynctag.expiry import seconds
 from asynctag.names import ROOT, check_namespace, describe, listed
@@ -475,20 +487,24 @@ class RedisBackend(Backend):
         await self._invalidating((ROOT,), EPOCH, [self._journal], [0])
 
     async def lease(self, tags: Iterable[str], holder: str, duration: float) -> bool:
-        """Hold `tags` for `holder`, for `duration` seconds: entries that carry one are invalid, and none is stored.
-
-        Again before the end, it goes on. Whether all of them are known to have been held without a break; the first
-        time they were not. A lease that ends counts as an invalidation.
-        """
         names = tuple(tags)
-        args: list[str | int] = [holder, max(1, round(duration * 1000)), *names]
+        args: list[str | int] = [holder, _milliseconds(duration), *names]
         answer, twice = await self._invalidating(names, LEASE, [self._journal], args)
         return not answer[2] and not twice  # the second finds what the first has put there
 
-    async def release(self, tags: Iterable[str], holder: str) -> None:
-        """Let go of `tags` and invalidate them, still held or not. Those that others hold too stay held."""
+    async def release(self, tags: Iterable[str], holder: str, *, lag: float = 0.0, serve: bool = False) -> None:
         names = tuple(tags)
-        await self._invalidating(names, RELEASE, [self._journal], [holder, *names])
+        args: list[str | int] = [holder, _milliseconds(lag), "serve" if serve else "", *names]
+        await self._invalidating(names, RELEASE, [self._journal], args)
+
+    def newest(self) -> Stamp:
+        return self._client.newest
+
+    async def unchanged(self, tags: Sequence[str], since: Stamp) -> bool:
+        newest = self._client.newest
+        answer, _ = await self._client.run(UNCHANGED, [self._journal], [*since, *tags])
+        # Where the journal has gone back meanwhile, a new epoch has begun, and the answer was the old one's.
+        return bool(answer[2]) and self._client.newest.epoch == newest.epoch == since.epoch
 
     async def _invalidating(
         self, tags: tuple[str, ...], script: Script, keys: Sequence[str], args: Sequence[str | int]
@@ -552,6 +568,11 @@ def _without_entry(reading: Reading) -> Reading:
     if reading.miss is None or reading.entry is None:
         return reading
     return Reading(reading.stamp, None, miss=reading.miss)
+
+
+def _milliseconds(seconds: float) -> int:
+    """As leases are counted: what is no time at all is none, and whatever is more is at least one."""
+    return ceil(seconds * 1000)
 
 
 def _text(value: bytes | None) -> str | None:

@@ -1,11 +1,13 @@
 -- What every script begins with: the journal, and what is held against it. The loader puts it before each of them.
 --
 -- The journal is one sorted set. Its members are tags, with the number of their last invalidation as score (+inf: held
--- by an open transaction), softened tags with a "~" before them, and a few reserved members that no tag can be
+-- by an open transaction), softened tags with a "~" before them, tags that are served until replicas have caught up with
+-- a "%" before them (+inf: until they are invalidated once more), and a few reserved members that no tag can be
 -- (tags hold a "|") whose scores are negative: pruning by score cannot reach them.
 --
 --   epoch, seq, floor   as in the design          soft     the number of the last soft invalidation
 --   run:<who>           the server that wrote it  max_ttl  in microseconds
+--   lags                the number of the last lease that ends as a lag in which entries are served
 --   mark, marked        the number that the journal had at a time, and the time in milliseconds: for pruning
 --
 -- KEYS[1] is the journal. ARGV[1] is who the server was when the client asked last, ARGV[2] an epoch to take should a new one be needed,
@@ -68,9 +70,13 @@ local function take_number()
   return seq
 end
 
+local now
 local function now_ms()
-  local time = redis.call('TIME')
-  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  if not now then -- it stands still while a script runs
+    local time = redis.call('TIME')
+    now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+  end
+  return now
 end
 
 -- The arguments from `first` on.
@@ -195,19 +201,89 @@ local function check_holders(tag)
   return holders
 end
 
--- A lease that has ended still counts for readers. Whoever writes and meets it makes an invalidation of it.
-local function settle(tag)
-  local holders, now, held = check_holders(tag), now_ms(), false
-  for holder, ends in pairs(holders) do
-    if ends > now then
-      held = true
+local function hold(tag, holder, ends)
+  redis.call('ZADD', journal, '+inf', tag)
+  redis.call('HSET', base .. 'lease:' .. tag, holder, ends)
+end
+
+-- Take the lease of `holder` away, and with it those that have ended. -> whether there were such, whether others hold it
+local function let_go(tag, holder)
+  local key, now, gone, ended, held = base .. 'lease:' .. tag, now_ms(), {}, false, false
+  for one, ends in pairs(check_holders(tag)) do
+    if one == holder then
+      gone[#gone + 1] = one
+    elseif ends <= now then
+      gone[#gone + 1] = one
+      ended = true
     else
-      redis.call('HDEL', base .. 'lease:' .. tag, holder)
+      held = true
     end
   end
-  if next(holders) and not held then
+  if not held then
+    redis.call('UNLINK', key)
+  else
+    for _, one in ipairs(gone) do
+      redis.call('HDEL', key, one)
+    end
+  end
+  return ended, held
+end
+
+-- Let go of a tag and invalidate it; where others hold it, it stays held.
+local function let_go_of(tag, holder, number)
+  local _, held = let_go(tag, holder)
+  if not held then
+    redis.call('ZADD', journal, number, tag)
+  end
+end
+
+-- The same of a lag in which its entries are served. -> whether another such lag, which has ended, ended with it
+local function let_go_of_lag(tag, holder)
+  local ended, held = let_go('%' .. tag, holder)
+  if not held then
+    redis.call('ZREM', journal, '%' .. tag)
+  end
+  return ended
+end
+
+-- A lease that has ended still counts for readers. Whoever writes and meets it makes an invalidation of it.
+local function settle(tag)
+  if string.sub(tag, 1, 1) == '%' then
+    tag = string.sub(tag, 2)
+    if let_go_of_lag(tag, '') then
+      number_tags(take_number(), { tag }, '', 'GT')
+    end
+    return
+  end
+  local ended, held = let_go(tag, '')
+  if ended and not held then
     redis.call('ZADD', journal, take_number(), tag)
   end
+end
+
+-- Until when the first of the lags of these tags lasts, in milliseconds from now: what is stored meanwhile ends then.
+-- Those that have ended are invalidations from here on.
+local function end_of_lags(tags)
+  local lags = redis.call('ZSCORE', journal, 'lags')
+  local first
+  if not lags then
+    return
+  end
+  for from = 1, #tags, CHUNK do
+    local last, shadows = math.min(from + CHUNK - 1, #tags), {}
+    for i = from, last do
+      shadows[#shadows + 1] = '%' .. tags[i]
+    end
+    for i, score in ipairs(redis.call('ZMSCORE', journal, unpack(shadows))) do
+      if score then
+        settle(shadows[i])
+        for _, ends in pairs(holders_of(shadows[i])) do
+          first = math.min(first or ends, ends)
+        end
+      end
+    end
+  end
+  return first and first - now_ms()
 end
 
 -- Forget what protects nothing, a slice at a time, since a large one would hold up everybody: invalidations that are

@@ -7,14 +7,11 @@ local holder, tags = ARGV[5], rest(7)
 local ends = now_ms() + tonumber(ARGV[6])
 local new = 0
 for _, tag in ipairs(tags) do
-  local holders = check_holders(tag)
-  if not holders[holder] or redis.call('ZSCORE', journal, tag) ~= 'inf' then
+  local its_end = check_holders(tag)[holder]
+  if not its_end or redis.call('ZSCORE', journal, tag) ~= 'inf' then
     new = new + 1
   end
+  hold(tag, holder, math.max(ends, its_end or 0))
 end
 take_number()
-number_tags('+inf', tags, '', nil)
-for _, tag in ipairs(tags) do
-  redis.call('HSET', base .. 'lease:' .. tag, holder, ends)
-end
 return { epoch, seq, new }

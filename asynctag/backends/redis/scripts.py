@@ -28,5 +28,6 @@ EPOCH = Script("epoch")
 TAG = Script("tag")
 LEASE = Script("lease")
 RELEASE = Script("release")
+UNCHANGED = Script("unchanged")
 
-ALL = (OPEN, READ, WRITE, INVALIDATE, DELETE, EPOCH, TAG, LEASE, RELEASE)
+ALL = (OPEN, READ, WRITE, INVALIDATE, DELETE, EPOCH, TAG, LEASE, RELEASE, UNCHANGED)

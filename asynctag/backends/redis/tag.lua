@@ -14,6 +14,9 @@ if not cause then
     cause, tag = 'invalidated', softened_by(its_seq, added)
   end
 end
+if not cause and end_of_lags(added) then
+  cause, tag = 'leased', added[1] -- it lives longer than the lag
+end
 if cause then
   redis.call('UNLINK', KEYS[2])
   return { epoch, seq, false, cause, tag or false }

@@ -5,11 +5,12 @@
 
 open()
 local its_epoch, its_seq, tags = tonumber(ARGV[5]), tonumber(ARGV[6]), rest(9)
+local end_of_lag = end_of_lags(tags)
 local cause, tag = why_invalid(its_epoch, its_seq, tags)
 if cause == 'leased' then
   settle(tag)
 end
-local life, softener = tonumber(ARGV[7]), nil
+local life, softener = math.min(tonumber(ARGV[7]), end_of_lag or math.huge), nil
 if not cause and life <= 0 then
   cause = 'expired'
 end

@@ -23,6 +23,7 @@ from benchmarks.subjects import (
     redis,
     redis_peers,
     redis_races,
+    transactions,
 )
 
 SUBJECTS = {
@@ -39,6 +40,7 @@ SUBJECTS = {
     "redis-peers": redis_peers.run,
     "redis-races": redis_races.run,
     "http-redis": http_redis.run,
+    "transactions": transactions.run,
 }
 PAGE = ROOT / "docs" / "benchmarks.md"
 

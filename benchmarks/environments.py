@@ -59,8 +59,10 @@ class Environment:
 ENVIRONMENTS = {
     one.library: one
     for one in (
-        Environment("asynctag", ("--editable", ".[fastapi]", *_SERVER), "benchmarks.workers.with_asynctag"),
-        Environment("cashews", ("cashews[redis]", "hiredis", "pydantic", *_SERVER), "benchmarks.workers.with_cashews"),
+        Environment("asynctag", ("--editable", ".[fastapi]", "asyncpg", *_SERVER), "benchmarks.workers.with_asynctag"),
+        Environment(
+            "cashews", ("cashews[redis]", "hiredis", "pydantic", "asyncpg", *_SERVER), "benchmarks.workers.with_cashews"
+        ),
         Environment("async-cache", ("async-cache", "pydantic"), "benchmarks.workers.with_async_cache"),
         Environment("aiocache", ("aiocache[redis]", "hiredis", "pydantic"), "benchmarks.workers.with_aiocache"),
         # It imports Starlette's templates without asking for jinja2.

@@ -21,6 +21,7 @@ from benchmarks.subjects.redis import BODIES, commands_of
 from benchmarks.workers.commands import Function, Library
 from benchmarks.workers.over_redis import OverRedis, spend
 from benchmarks.workers.payloads import SPOIL, VALUES, prose, sizes
+from benchmarks.workers.tally import Tally
 
 
 @pytest.fixture
@@ -246,3 +247,24 @@ def test_a_library_without_tags_is_not_asked_to_invalidate() -> None:
         if not redis_peers.takes_part(label, what)
     }
     assert left_out == {("aiocache", "an invalidation"), ("aiocache", redis_peers.LAST)}
+
+
+# --- what several processes have counted ----------------------------------------------------------------
+
+
+def test_a_read_is_held_against_what_any_process_has_acknowledged(tmp_path: Path) -> None:
+    """Also one that was killed since, and never against less than before."""
+    mine, others = (Tally(tmp_path / "tally", processes=2, rows=3) for _ in range(2))
+    others.acknowledge(1, 2, 7)
+    others.acknowledge(1, 2, 5)
+    mine.acknowledge(0, 2, 6)
+    assert [mine.required(row) for row in range(3)] == [0, 0, 7]
+
+
+def test_the_counts_of_all_processes_are_summed(tmp_path: Path) -> None:
+    tally = Tally(tmp_path / "tally", processes=2, rows=3)
+    for process in (0, 1, 1):
+        tally.count(process, "reads")
+    tally.count(1, "stale", 4)
+    tally.acknowledge(0, 0, 9)
+    assert tally.counts() == {"reads": 3, "stale": 4, "writes": 0, "failed": 0}

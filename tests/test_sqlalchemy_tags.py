@@ -38,17 +38,23 @@ from asynctag.integrations.sqlalchemy import (
 
 Action = Callable[[Session], object]
 
+TICKET = UUID(int=7)
+
 
 class Base(DeclarativeBase):
     pass
 
 
-labels_of_products = Table(
-    "product_label",
-    Base.metadata,
-    sa.Column("product_id", ForeignKey("product.id"), primary_key=True),
-    sa.Column("label_id", ForeignKey("label.id"), primary_key=True),
-)
+def labels_of(name: str) -> Table:
+    return Table(
+        f"{name}_label",
+        Base.metadata,
+        sa.Column(f"{name}_id", ForeignKey(f"{name}.id"), primary_key=True),
+        sa.Column("label_id", ForeignKey("label.id"), primary_key=True),
+    )
+
+
+labels_of_products = labels_of("product")
 
 
 class Category(Base):
@@ -56,6 +62,7 @@ class Category(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     products: Mapped[list["Product"]] = relationship(back_populates="category")
     notes: Mapped[list["Note"]] = relationship(cascade="all, delete-orphan")
+    labels: Mapped[list["Label"]] = relationship(secondary=labels_of("category"))
     visits: WriteOnlyMapped["Visit"] = relationship(passive_deletes=True)
 
 
@@ -105,6 +112,14 @@ class Ticket(Base):
     __tablename__ = "ticket"
     id: Mapped[UUID] = mapped_column(primary_key=True)
     code: Mapped[str] = mapped_column(String(8), unique=True)
+    seat: Mapped[int] = mapped_column(default=1)
+
+
+class TicketByCode(Base):
+    __table__ = Ticket.__table__
+    __mapper_args__ = {"primary_key": [Ticket.__table__.c.code], "exclude_properties": ["id"]}  # noqa: RUF012
+    code: Mapped[str]
+    seat: Mapped[int]
 
 
 class Country(Base):
@@ -115,6 +130,7 @@ class Country(Base):
 def fill(session: Session) -> None:
     first = Category(id=1, products=[Product(id=1, labels=[Label(id=1)]), Book(id=2)], notes=[Note(line=1)])
     session.add_all([first, Category(id=2), Label(id=2), Visit(id=1, category_id=1), Country(code="NL")])
+    session.add(Ticket(id=TICKET, code="A"))
 
 
 class Seen:
@@ -266,6 +282,14 @@ def change_by_sql(session: Session) -> None:
     session.get_one(Product, 1).price = Product.price + 41  # type: ignore[assignment]
 
 
+def insert_by_sql(session: Session) -> None:
+    session.add(Product(id=9, price=sa.select(sa.func.count(Label.id)).scalar_subquery() + 40))
+
+
+def change_without_key(session: Session) -> None:
+    session.get_one(TicketByCode, "A").seat = 2
+
+
 def change_key(session: Session) -> None:
     session.get_one(Country, "NL").code = "BE"
 
@@ -289,6 +313,15 @@ def to_no_category(session: Session) -> None:
 def add_label(session: Session) -> None:
     product = session.get_one(Product, 1)
     product.labels.append(session.get_one(Label, 2))
+
+
+def add_new_label(session: Session) -> None:
+    product = session.get_one(Product, 1)
+    product.labels.append(Label())
+
+
+def insert_linked(session: Session) -> None:
+    session.add(Category(id=9, labels=[Label()]))  # The category first: its label has no key yet.
 
 
 def remove_label(session: Session) -> None:
@@ -333,12 +366,16 @@ CHANGED: dict[Action, tuple[set[str], set[str]]] = {
     ),
     delete_expired: ({"visit:1"}, {"visit"}),
     change_by_sql: ({"product:1", "category:1;kind:plain", "price:1", "price:42"}, {"product"}),
+    insert_by_sql: ({"product:9", "price:42"}, {"product"}),
+    change_without_key: ({"ticket", "ticket:*"}, {"ticket"}),
     change_key: ({"country:NL", "country:BE"}, {"country"}),
     change_child_class: ({"product:2", "book:2", "category:1;kind:book", "price:1"}, {"book"}),
     move_by_column: ({"product:1", "category:1;kind:plain", "category:2;kind:plain", "price:1"}, {"product"}),
     move_by_relationship: ({"product:1", "category:1;kind:plain", "category:2;kind:plain", "price:1"}, {"product"}),
     to_no_category: ({"product:1", "category:1;kind:plain", "price:1"}, {"product"}),
     add_label: ({"product:1", "category:1;kind:plain", "price:1", "label:2"}, {"product_label"}),
+    add_new_label: ({"product:1", "category:1;kind:plain", "price:1", "label:3"}, {"label", "product_label"}),
+    insert_linked: ({"category:9", "label:3"}, {"category", "label", "category_label"}),
     remove_label: ({"product:1", "category:1;kind:plain", "price:1", "label:1"}, {"product_label"}),
     delete_labelled: ({"product:1", "category:1;kind:plain", "price:1", "label:1"}, {"product", "product_label"}),
     orphan: ({"note.category_id:1;note.line:1"}, {"note"}),
@@ -453,18 +490,24 @@ def test_what_a_statement_of_postgresql_writes(statement: sa.Executable) -> None
     assert named_by(statement.compile(dialect=POSTGRES)).written == {"label"}  # type: ignore[attr-defined]
 
 
+def test_a_table_without_a_key_has_no_rows_to_look_up() -> None:
+    """Whatever it is asked for."""
+    keyless = Table("keyless", sa.MetaData(), sa.Column("x", sa.Integer))
+    assert set(named_by(sa.select(keyless).where(keyless.c.x == 1).compile()).tags_read({"x_1": 1})) == {"keyless"}
+
+
 def test_what_is_no_query_names_nothing() -> None:
     """Of the definition of a table, and of no statement at all."""
     assert named_by(sa.schema.CreateTable(labels_of_products).compile()) == named_by(None)  # type: ignore[arg-type]
 
 
-TICKET = UUID(int=7)
 reads: dict[str, tuple[Action, list[set[str]]]] = {
     "get": (lambda session: session.get(Label, 1), [{"label:1", "label:*"}]),
     "get of nothing": (lambda session: session.get(Label, 99), [{"label:99", "label:*"}]),
     "get by two columns": (lambda session: session.get(Note, (1, 1)), [{"note.category_id:1;note.line:1", "note:*"}]),
     "get by a UUID": (lambda session: session.get(Ticket, TICKET), [{f"ticket:{TICKET}", "ticket:*"}]),
     "get by a text": (lambda session: session.get(Country, "NL"), [{"country"}]),
+    "get by a truth": (lambda session: session.get(Label, True), [{"label"}]),
     "by key, and more": (
         lambda session: session.scalars(sa.select(Label).where(1 == Label.id, Label.name != "x")).all(),  # noqa: SIM300
         [{"label:1", "label:*"}],

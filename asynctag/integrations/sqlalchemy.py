@@ -35,7 +35,7 @@ from sqlalchemy.orm.exc import UnmappedColumnError
 from sqlalchemy.sql import operators, visitors
 from sqlalchemy.sql.compiler import Compiled, SQLCompiler
 from sqlalchemy.sql.dml import UpdateBase
-from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList, ClauseElement, ColumnElement
+from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList, ColumnElement
 from sqlalchemy.sql.selectable import SelectBase, TableClause
 
 from asynctag.errors import ConfigurationError, InvalidTagError
@@ -201,7 +201,7 @@ _follow("after_delete", deleted=True)
 def _linked(state: InstanceState[Any], *, deleted: bool) -> Iterator[InstanceState[Any]]:
     """The other ends of the links that a flush makes or breaks in a table between two others."""
     for relationship in state.mapper.relationships:
-        if relationship.direction is RelationshipDirection.MANYTOMANY and not relationship.viewonly:
+        if relationship.direction is RelationshipDirection.MANYTOMANY:
             history = state.attrs[relationship.key].history
             for one in (*(history.added or ()), *(history.deleted or ()), *((deleted and history.unchanged) or ())):
                 other = sa.inspect(one, raiseerr=False)
@@ -215,7 +215,7 @@ def _values(state: InstanceState[Any], *, old: bool) -> dict[str, object]:
     for attribute in state.mapper.column_attrs:
         history = state.attrs[attribute.key].history
         held = (history.deleted or history.unchanged) if old else (history.added or history.unchanged)
-        if held and not isinstance(held[0], ClauseElement):
+        if held:
             values[attribute.key] = held[0]
     for name, value in zip(_key_names(state.mapper), state.identity or (), strict=False):
         if old or name not in values:
@@ -392,7 +392,7 @@ def _name_tables(compiled: SQLCompiler) -> Named:
             written.update(one for one in visitors.iterate(element.table) if isinstance(one, TableClause))
         elif isinstance(element, SelectBase):
             selects += 1
-    simple = selects == 1 and not written and len(read) == 1 and isinstance(statement, sa.Select)
+    simple = selects == 1 and not written and isinstance(statement, sa.Select)
     return Named(
         frozenset(map(_name, read)), frozenset(map(_name, written)), _look_up(compiled, statement) if simple else None
     )

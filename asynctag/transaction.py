@@ -156,7 +156,10 @@ class Block:
         view = self._view(filler)
         if not view.hits:
             return [await self.reading(filler)] * len(keys)
-        return [await self._seen(filler, view, reading) for reading in await filler.read_many(keys)]
+        seen = []
+        for reading in await filler.read_many(keys):
+            seen.append(await self._seen(filler, view, reading))
+        return seen
 
     async def reading(self, filler: Filler) -> Reading | None:
         """The stamp for what is computed in the block, whatever is cached."""

@@ -848,6 +848,7 @@ async def test_a_task_that_outlives_the_block(cache: Cache, backend: Told, read:
         assert backend.asked == ["invalidate"]
         assert await read(view={"x": "x@of the block"}) == "x@of the block"
         await assert_miss(cache, "x")
+        assert await cache.get("new") == "stored meanwhile"  # no snapshot counts any more
         await read("y", view={"y": "y@of the block"})
         assert await cache.set("z", "z", since=await cache.lookup("z")) is False
         async with cache.transaction():
@@ -859,6 +860,7 @@ async def test_a_task_that_outlives_the_block(cache: Cache, backend: Told, read:
         async with cache.transaction():
             await cache.invalidate("x")
             group.start_soon(late)
+        await cache.get_or_set("new", lambda: _value("stored meanwhile"))
         over.set()
         await done.wait()
     assert await read() == "x@0"

@@ -311,7 +311,7 @@ class Block:
         around = self.around
         while around is not None and around.root.over:
             around = around.around
-        if self.held and not self.dropped and around is None:
+        if self.held and around is None:
             await self.filler.write_many(list(self.held.values()))
 
     async def _release(self, names: list[str]) -> None:

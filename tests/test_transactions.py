@@ -15,7 +15,7 @@ from asynctag import Cache, Cause, ConfigurationError, Hit, InvalidationError, L
 from asynctag.backends.base import Reading, Stamp
 from asynctag.backends.memory import MemoryBackend
 from asynctag.testing import FakeClock, assert_hit, assert_miss, fake_clock
-from asynctag.transaction import MAX_HELD
+from asynctag.transaction import MAX_HELD, Transaction
 
 __all__ = ["fake_clock"]
 
@@ -127,6 +127,12 @@ async def _fail(cache: Cache, steps: Iterable[Callable[[], Awaitable[object]]], 
         raise error
 
 
+def kept_back(transaction: Transaction) -> dict[str, Any]:
+    """What it holds to store it at its end."""
+    assert transaction._entered is not None
+    return transaction._entered[0].held
+
+
 async def cause(cache: Cache, key: str = "x") -> Cause | None:
     """Why what is stored under a key is no hit; None for a hit."""
     explained = await cache.explain(key)
@@ -191,10 +197,12 @@ async def test_what_is_not_committed_is_served_to_nobody(cache: Cache, read: Rea
 
 async def test_what_is_computed_before_the_first_invalidation_is_not_stored_either(cache: Cache, read: Read) -> None:
     """A block that has changed anything stores nothing: it may have read its own rows before it said so."""
-    async with cache.transaction():
+    async with cache.transaction() as transaction:
         assert await read("y", view={"y": "y@mine"}) == "y@mine"
+        assert kept_back(transaction)
         await cache.invalidate("x")
         assert await read("y", view={"y": "y@mine"}) == "y@mine"
+        assert not kept_back(transaction)
     await assert_miss(cache, "y")
 
 
@@ -320,6 +328,7 @@ async def test_a_session_that_was_rolled_back_stores_nothing(cache: Cache, read:
         await read(view={"x": "x@mine"})
         transaction.drop_stores()
         await read("y", view={"y": "y@mine"})
+        assert not kept_back(transaction)
     await assert_miss(cache, "x")
     await assert_miss(cache, "y")
 
@@ -419,6 +428,52 @@ async def test_many_at_once_in_a_block(cache: Cache, rows: dict[str, str]) -> No
         await cache.invalidate("y")
         await ask("x", "y")
     await assert_miss(cache, "y")
+
+
+async def test_many_at_once_in_a_snapshot(cache: Cache, read: Read, rows: dict[str, str]) -> None:
+    """Each is held against it."""
+    snapshot = dict(rows)
+
+    async def build(keys: list[str]) -> dict[str, str]:
+        return {key: f"{snapshot[key]} of the snapshot" for key in keys}
+
+    await read("y")
+    async with cache.transaction():
+        rows["x"] = "x@1"
+        await outside(cache.invalidate, "x")
+        await outside(read)
+        assert await cache.get_many(["x", "y"]) == {"y": "y@0"}
+        found = await cache.get_or_set_many(["x", "y"], build, tags=lambda key: [key])
+        assert found == {"x": "x@0 of the snapshot", "y": "y@0"}
+
+
+@pytest.mark.parametrize("who_leads", ["inside", "outside"])
+async def test_many_at_once_lead_and_join_no_flight(cache: Cache, who_leads: str) -> None:
+    """Nobody in a block waits for somebody outside, nor the other way round."""
+    building, go = anyio.Event(), anyio.Event()
+    got: dict[str, dict[str, str]] = {}
+
+    async def ask(who: str, *, first: bool) -> None:
+        async def build(keys: list[str]) -> dict[str, str]:
+            if first:
+                building.set()
+                await go.wait()
+            return dict.fromkeys(keys, f"row of {who}")
+
+        got[who] = await cache.get_or_set_many(["x"], build)
+
+    async with anyio.create_task_group() as group:
+        async with cache.transaction():
+            if who_leads == "inside":
+                group.start_soon(lambda: ask("inside", first=True))
+                await building.wait()
+                await outside(lambda: ask("outside", first=False))
+            else:
+                Context().run(group.start_soon, lambda: ask("outside", first=True))
+                await building.wait()
+                await ask("inside", first=False)
+            go.set()
+    assert got == {who: {"x": f"row of {who}"} for who in ("inside", "outside")}
 
 
 # --- isolation -------------------------------------------------------------------------------------
@@ -877,11 +932,13 @@ async def test_a_computation_that_outlives_the_block_is_not_stored(cache: Cache)
         return "late"
 
     async with anyio.create_task_group() as group:
-        async with cache.transaction():
+        async with cache.transaction() as transaction:
+            held = kept_back(transaction)
             group.start_soon(lambda: cache.get_or_set("x", compute))
             await inside.wait()
         go.set()
     await assert_miss(cache, "x")
+    assert held == {}
 
 
 async def test_an_invalidation_that_is_under_way_as_the_block_ends(cache: Cache, backend: Told, read: Read) -> None:
@@ -976,6 +1033,27 @@ async def test_a_block_that_is_cancelled_lets_go(
     if by == "itself" and anyio_backend_name == "asyncio":
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cancellation_that_comes_at_the_end(cache: Cache, backend: Told, read: Read) -> None:
+    """It is not lost: it is raised once the end is written."""
+    await read()
+    backend.waits["release"] = anyio.Event()
+
+    async def block() -> None:
+        async with cache.transaction():
+            await cache.invalidate("x")
+
+    task = asyncio.create_task(block())
+    await anyio.wait_all_tasks_blocked()
+    task.cancel()
+    await anyio.wait_all_tasks_blocked()
+    assert not task.done()
+    backend.waits.pop("release").set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await cause(cache) is Cause.INVALIDATED
 
 
 async def test_a_cancelled_invalidation_is_let_go_of(cache: Cache, backend: Told, read: Read) -> None:
@@ -1178,6 +1256,7 @@ async def test_a_living_holder_renews(
     monkeypatch.setattr("asynctag.transaction.sleep", sleeps)
     async with cache:
         await read()
+        tasks = len(anyio.get_running_tasks())
         async with cache.transaction(lease=30):
             await cache.invalidate("x")
             await cache.invalidate("y")
@@ -1189,10 +1268,26 @@ async def test_a_living_holder_renews(
             assert await outside(read) == "x@0"
             assert await outside(read) == "x@0"
             assert await cause(cache) is Cause.LEASED
-        leases = backend.asked.count("lease")
+        await anyio.wait_all_tasks_blocked()
+        assert len(anyio.get_running_tasks()) == tasks
+
+
+async def test_a_block_that_was_left_elsewhere_is_not_renewed(
+    cache: Cache, backend: Told, fake_clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the event loop where it was entered, it is found to be over."""
+    sleeps = Sleeps(fake_clock)
+    monkeypatch.setattr("asynctag.transaction.sleep", sleeps)
+    transaction = cache.transaction()
+    async with cache:
+        await outside(_enter_and_invalidate, transaction, cache)
+        await anyio.wait_all_tasks_blocked()
+        thread = threading.Thread(target=lambda: anyio.run(lambda: transaction.__aexit__(None, None, None)))
+        thread.start()
+        await anyio.to_thread.run_sync(thread.join)
         await sleeps.pass_by()
-        assert backend.asked.count("lease") == leases
-    assert len(sleeps.asked) == 10
+    assert backend.asked == ["lease", "release"]
+    assert backend._leases == {}
 
 
 async def test_a_renewal_that_fails_is_tried_again(
@@ -1303,12 +1398,21 @@ async def test_a_transaction_without_a_lag_in_a_cache_that_has_one(backend: Told
 
 async def test_the_longest_lag_of_a_transaction_counts(cache: Cache, backend: Told, fake_clock: FakeClock) -> None:
     """Of its savepoints, and of what is invalidated in it with one of its own."""
+    for longest in (5, 9):
+        async with cache.transaction(replica_lag=2):
+            async with cache.transaction(replica_lag=5):
+                await cache.invalidate("x")
+            await cache.invalidate("y", replica_lag=longest - 4)
+            await cache.invalidate("z", replica_lag=longest)
+        ends = {end - fake_clock.now for holders in backend._leases.values() for end in holders.values()}
+        assert ends == {longest}
+        fake_clock.advance(10)
+        await backend.invalidate(["|t|other"])
+        assert backend._leases == {}
     async with cache.transaction(replica_lag=2):
         async with cache.transaction(replica_lag=5):
             await cache.invalidate("x")
-        await cache.invalidate("y", replica_lag=9)
-    start = fake_clock.now
-    assert {end for holders in backend._leases.values() for end in holders.values()} == {start + 9}
+    assert [end - fake_clock.now for end in backend._leases["|t|x"].values()] == [5]
 
 
 async def test_serving_during_a_lag(cache: Cache, read: Read, rows: dict[str, str], fake_clock: FakeClock) -> None:

@@ -384,6 +384,19 @@ async def test_set_and_lookup_keep_to_the_block(cache: Cache) -> None:
     assert await cache.get("x") == "x@0"
 
 
+@pytest.mark.parametrize("isolation", LEVELS)
+async def test_what_was_looked_up_outside_of_a_block_and_is_set_in_it(cache: Cache, isolation: Any) -> None:
+    """Its stamp may be newer than what the block sees, and older than what it must not store."""
+    before = await cache.lookup("x")
+    async with cache.transaction(isolation=isolation):
+        await outside(cache.invalidate, "x")
+        await cache.set("x", "of the snapshot", since=await outside(cache.lookup, "x"), tags=["x"])
+        await cache.set("y", "of the block", since=before, tags=["y"])
+    stored = await cache.get_many(["x", "y"])
+    assert ("x" in stored) is (isolation == "read committed")
+    assert ("y" in stored) is (isolation != "read uncommitted")
+
+
 async def test_refresh_computes_as_of_the_block(cache: Cache, backend: Told, rows: dict[str, str]) -> None:
     """It asks for no number, and is stored at the end, or not at all."""
 
@@ -1402,8 +1415,8 @@ async def test_the_longest_lag_of_a_transaction_counts(cache: Cache, backend: To
         async with cache.transaction(replica_lag=2):
             async with cache.transaction(replica_lag=5):
                 await cache.invalidate("x")
-            await cache.invalidate("y", replica_lag=longest - 4)
-            await cache.invalidate("z", replica_lag=longest)
+            await cache.invalidate("y", replica_lag=longest)
+            await cache.invalidate("z", replica_lag=longest - 4)
         ends = {end - fake_clock.now for holders in backend._leases.values() for end in holders.values()}
         assert ends == {longest}
         fake_clock.advance(10)
@@ -1481,7 +1494,7 @@ async def test_a_probe_of_the_cache(backend: Told, fake_clock: FakeClock) -> Non
 async def test_a_lag_that_is_queued(cache: Cache, backend: Told, fake_clock: FakeClock) -> None:
     """Written later, it lasts as long as is left of it."""
     backend.fails = {"release"}
-    assert await cache.invalidate("x", replica_lag=10, queue=True) is False
+    assert await cache.invalidate("x", soft=True, replica_lag=10, queue=True) is False
     async with cache.transaction(replica_lag=10):
         await cache.invalidate("y")
     assert cache.queued_invalidations == ("x", "y")

@@ -16,6 +16,7 @@ from asynctag.backends.base import Reading, Stamp
 from asynctag.backends.memory import MemoryBackend
 from asynctag.testing import FakeClock, assert_hit, assert_miss, fake_clock
 from asynctag.transaction import MAX_HELD, Transaction
+from tests.test_contract import Handle
 
 __all__ = ["fake_clock"]
 
@@ -601,6 +602,24 @@ async def test_a_backend_that_does_not_answer_is_computed_without(cache: Cache, 
         assert await read("y", view={"y": "of the snapshot"}) == "of the snapshot"
     backend.fails = set()
     assert await read("y") == "y@0"
+
+
+async def test_a_backend_that_implements_no_more_than_it_must(read: Read, backend: Told) -> None:
+    """It knows no stamp without asking: a snapshot computes and stores nothing; all that is invalidated counts."""
+    cache = Cache(Handle(backend), default_ttl=100)
+    await read()
+    async with cache.transaction():
+        assert await cache.get_or_set("x", lambda: _value("of the snapshot"), tags=["x"]) == "of the snapshot"
+        assert await cache.get_or_set("new", lambda: _value("new")) == "new"
+    await assert_miss(cache, "new")
+    async with cache.transaction(isolation="read committed"):
+        assert await cache.get_or_set("x", lambda: _value("new")) == "x@0"
+        await cache.get_or_set("new", lambda: _value("new"))
+    await assert_hit(cache, "new")
+    async with cache.transaction():
+        await cache.invalidate("x")
+        assert await cause(cache) is Cause.LEASED
+    assert await cause(cache) is Cause.INVALIDATED
 
 
 # --- flights, and what is stale --------------------------------------------------------------------

@@ -331,8 +331,8 @@ async def test_many_tags_in_a_lag_that_is_served(cache: Cache, other: Cache, red
 
 async def test_tags_that_are_added_during_a_lag(cache: Cache, backend: RedisBackend, rows: dict[str, str]) -> None:
     """An entry that lives longer than the lag does not get them: it goes."""
-    await read(cache, rows)
     await cache._invalidate([tag_name("", "z")], lag=cache._lag.changed(20, "serve"))
+    await read(cache, rows)
     assert await backend.add_tags(key_name("", "x"), [tag_name("", "y")])
     assert not await backend.add_tags(key_name("", "x"), [tag_name("", "z")])
     assert await cause(cache) is Cause.ABSENT

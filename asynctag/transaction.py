@@ -21,7 +21,7 @@ from asynctag.backends.base import OF_NO_EPOCH, Backend, Entry, Reading, Stamp, 
 from asynctag.errors import BackendError, ConfigurationError, LifecycleError
 from asynctag.fill import Filler
 from asynctag.lag import Lag
-from asynctag.pending import new_holder
+from asynctag.pending import Invalidator, new_holder
 from asynctag.scope import Scope, current_scope, leave_scope, live_scope, scope_of_block
 
 if TYPE_CHECKING:
@@ -196,9 +196,11 @@ class Block:
 
     def hold(self, filler: Filler, entry: Entry) -> Written:
         """Keep `entry` back until the end, if it may be stored at all."""
-        block = self._of(filler.backend)
+        block, stamp = self._of(filler.backend), self._view(filler).stamp
         if block is None or block.over or entry.stamp is OF_NO_EPOCH:
             return Written(False)
+        if stamp is not None and (entry.stamp.epoch != stamp.epoch or entry.stamp.seq > stamp.seq):
+            return Written(False)  # from a look-up outside of the block, of which it knows nothing
         if block._stores_nothing() or block._size + entry.size > MAX_HELD:
             return Written(False)
         replaced = block.held.get(entry.key)
@@ -218,9 +220,21 @@ class Block:
 
     # --- what is invalidated -----------------------------------------------------------------------
 
-    async def invalidate(self, cache: "Cache", names: Collection[str], lag: Lag | None, *, queue: bool = False) -> bool:
-        """Hold `names` now, and invalidate them at the end. False where that could not be written and is queued."""
+    async def invalidate(
+        self,
+        cache: "Cache",
+        names: Collection[str],
+        lag: Lag | None,
+        *,
+        queue: bool = False,
+        by: Invalidator | None = None,
+    ) -> bool:
+        """Hold `names` now, and invalidate them at the end. False where that could not be written and is queued.
+
+        `by`: who writes it instead of the block's own, for a thread without an event loop.
+        """
         root = self.root
+        by = by or root.filler.invalidator
         root.lag = root.lag.and_of(lag)
         # Before anything is awaited: whatever becomes of it, the end invalidates them.
         root.names.update(dict.fromkeys(names))
@@ -231,22 +245,21 @@ class Block:
             root.scope.parent.forbid_store()
         clock = root.filler.backend.clock
         due = clock() >= root._renew_at
-        written = await root._lease(list(root.names) if due else names, queue=queue, namespace=cache.namespace)
+        written = await root._lease(list(root.names) if due else names, by, queue=queue, namespace=cache.namespace)
         if root.over:  # the end came meanwhile, and may have missed them
-            written = await root.filler.invalidator.invalidate(
+            written = await by.invalidate(
                 names, queue=queue, namespace=cache.namespace, lag=root.lag, holder=root.holder
             )
             await cache._tell(list(names))
-        elif not root._is_renewed and root.filler.background.is_open:
-            root._is_renewed = True
-            root.filler.background.start(root._renew)
+        elif not root._is_renewed:
+            root._is_renewed = by.keep_renewing(root)
         return written
 
-    async def _lease(self, names: Collection[str], *, queue: bool = False, namespace: str) -> bool:
+    async def _lease(self, names: Collection[str], by: Invalidator, *, queue: bool = False, namespace: str) -> bool:
         """Whether that was written. `names` are all that are held, or some of them that are new."""
         asked = self.filler.backend.clock()
         sure = self._unsure.isdisjoint(names)
-        held = await self.filler.invalidator.lease(names, self.holder, self.lease, queue=queue, namespace=namespace)
+        held = await by.lease(names, self.holder, self.lease, queue=queue, namespace=namespace)
         if held is None:
             return False
         self._unsure.difference_update(names)
@@ -260,22 +273,26 @@ class Block:
             )
         return True
 
-    async def _renew(self) -> None:
+    async def renew(self) -> None:
         """Go on holding, in the background, as long as the block is under way."""
         with CancelScope() as scope:
             self._renewal = (current_token(), scope)
             while not self.over:
                 await sleep(self.lease * RENEWED_AFTER)
-                await self._renew_once()
+                await self.renew_once(self.filler.invalidator)
 
-    async def _renew_once(self) -> None:
+    async def renew_once(self, by: Invalidator) -> None:
         if self.over:
             return
         try:
-            await self._lease(list(self.names), namespace=self._namespace)
+            await self._lease(list(self.names), by, namespace=self._namespace)
         except Exception as error:
             now = self.filler.backend.clock()
             self.filler.outage.warn(now, "the lease of a transaction cannot be renewed: %s", error)
+
+    async def release_again(self, by: Invalidator) -> None:
+        """After the end, where something may have been held once more."""
+        await by.release(list(self.names), self.holder, self.lag, namespace=self._namespace)
 
     # --- the end -----------------------------------------------------------------------------------
 
@@ -311,7 +328,7 @@ class Block:
         around = self.around
         while around is not None and around.root.over:
             around = around.around
-        if self.held and not self.dropped and around is None:
+        if self.held and around is None:
             await self.filler.write_many(list(self.held.values()))
 
     async def _release(self, names: list[str]) -> None:

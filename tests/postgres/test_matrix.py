@@ -6,6 +6,7 @@ database says. `missing` tells which cells there cannot be, and why; the page "E
 
 import asyncio
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextvars import Context
 from functools import partial
@@ -374,12 +375,48 @@ async def test_nobody_is_served_what_is_not_committed_nor_what_was_before(world:
     assert await world.faults(cell) == []
 
 
+# --- what the page says of it ------------------------------------------------------------------------
+
+
+def cells_there_are() -> list[str]:
+    """A line for each database and cache: what there is of each dimension, and the number of cells."""
+    lines = []
+    for database, cache in product(DATABASES, CACHES):
+        cells = [cell for cell in CELLS if (cell.database, cell.cache) == (database, cache)]
+        levels, ends, lags, readers, writers = (
+            list(dict.fromkeys(values)) for values in zip(*(cell[2:] for cell in cells), strict=True)
+        )
+        steps = sum(end in KILLED for end in ends)
+        ended = ", ".join([*(end for end in ends if end not in KILLED), *([f"SIGKILL at {steps} steps"] * bool(steps))])
+        how = ", ".join("lag" if lag else "none" for lag in lags)
+        lines.append(
+            f"| {database} | {cache} | {', '.join(levels)} | {ended} | {how} | {', '.join(readers)}"
+            f" | {'; '.join(writers)} | {len(cells)} |"
+        )
+    return lines
+
+
+def cells_there_are_not() -> list[str]:
+    """A line for each reason, and how many cells it is the first one for."""
+    reasons = Counter(missing(cell) for cell in EVERY)
+    return [f"| {count} | {reason} |" for reason, count in reasons.items() if reason]
+
+
+def test_the_page_shows_the_matrix() -> None:
+    """What runs and what cannot be, with the numbers of both."""
+    page = (ROOT / "docs" / "explanation.md").read_text()
+    for line in (*cells_there_are(), *cells_there_are_not()):
+        assert line in page, line
+    assert f"{len(CELLS)} of {len(EVERY):,} cells" in page
+    assert ", ".join(f"`{step}`" for step in STEPS) in page
+
+
 # --- what each rule is for ---------------------------------------------------------------------------
 
 #: For each rule that is left out: a cell that fails, and what is found there.
 SHOWN = {
     "nothing is leased": ("Redis", "repeatable read", "killed committed", 0.0, "outside", "and the database says 2"),
-    "nothing is released": ("Redis", "read committed", "commit", 0.0, "outside", "is not served from the cache"),
+    "nothing is released": ("Redis", "read committed", "commit", 0.0, "outside", "1 leases are left at the end"),
     "the end lets go and invalidates nothing": ("memory", "serializable", "commit", 0.0, "outside", "database says 2"),
     "stores are not kept back": ("memory", "read committed", "rollback", 0.0, "outside", "which is not committed"),
     "each computation has its own stamp": ("memory", "repeatable read", "commit", 0.0, "inside", "'long' is {'a': 0"),

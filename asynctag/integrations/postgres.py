@@ -123,7 +123,7 @@ def of_engine(engine: "AsyncEngine") -> Run:
 
 
 def of_psycopg(connection: Callable[[], AbstractAsyncContextManager[Any]]) -> Run:
-    """Statements run by psycopg. `connection` opens an `AsyncConnection` for `async with`, as `pool.connection` does."""
+    """Statements run by psycopg. `connection` opens an `AsyncConnection` for `async with`: a pool's `connection`."""
 
     async def run(statement: str) -> object:
         async with connection() as opened:

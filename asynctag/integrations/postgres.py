@@ -1,4 +1,4 @@
-"""PostgreSQL: whether its replicas have replayed what was committed, so that a lag ends as soon as it can.
+"""PostgreSQL: whether its streaming replicas have replayed what was committed, so that a lag ends as soon as it can.
 
     caught_up = ReplicasCaughtUp(primary.fetchval, [replica.fetchval])  # pools of asyncpg
     cache = Cache(backend, replica_lag=8, caught_up=caught_up)
@@ -42,9 +42,9 @@ _IS_POSITION: Final = re.compile(r"[0-9A-F]{1,8}/[0-9A-F]{1,8}")
 class ReplicasCaughtUp:
     """A probe for `caught_up=`: true once every replica has replayed all that was committed before the call.
 
-    Each call takes the primary's position and waits until the replicas have it, looking after 0.05 seconds and then
-    less and less often, up to once a second. So each commit waits for its own position, however many come after it.
-    The end of the wait is up to who calls: a lag ends it with its own time.
+    Each call takes the primary's position and waits until the replicas have it: it asks at once, after 0.05 seconds,
+    and then less and less often, down to once a second. So each commit waits for its own position, however many come
+    after it. How long at most is up to who calls: a lag ends the wait with its own time.
 
     `primary` and `replicas` run one SQL statement and give its value: `pool.fetchval` of asyncpg, `of_psycopg(...)`,
     `of_engine(...)`. Name every replica that anybody reads from, each by an address of its own: behind one that stands

@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psycopg
 import pytest
 
 from asynctag import Cache, Hit
@@ -373,6 +374,47 @@ class Reader:
 async def test_nobody_is_served_what_is_not_committed_nor_what_was_before(world: World, cell: Cell) -> None:
     """At every step, and after the end and the lag; and then everybody is served from the cache again."""
     assert await world.faults(cell) == []
+
+
+# --- what the databases do ----------------------------------------------------------------------------
+
+
+def test_a_replica_refuses_serializable_transactions(world: World) -> None:
+    """So no reader can be inside of one there."""
+    session = connect("PostgreSQL", world.replica.url)
+    session.begin("serializable", writes=False)
+    with pytest.raises(psycopg.Error, match="serializable mode in a hot standby"):
+        session.read_all()
+    session.close()
+
+
+@pytest.mark.parametrize(
+    ("database", "isolation", "shown"),
+    [
+        ("PostgreSQL", "read uncommitted", [0, 1]),
+        ("PostgreSQL", "read committed", [0, 1]),
+        ("PostgreSQL", "repeatable read", [0, 0]),
+        ("PostgreSQL", "serializable", [0, 0]),
+        ("SQLite", "read uncommitted", [1, 1]),
+        ("SQLite", "repeatable read", [0, 0]),
+        ("SQLite", "serializable", [0, 0]),
+    ],
+)
+def test_what_a_level_shows(world: World, database: str, isolation: str, shown: list[int]) -> None:
+    """Of a change, before its commit and after it: PostgreSQL's lowest level is the second one, and SQLite's is not."""
+    place = world.places[database]
+    outside, reader, writer = (connect(database, place, level) for level in ("", isolation, isolation))
+    outside.write("a", 0)
+    writer.begin(isolation, writes=True)
+    writer.write("a", 1)
+    reader.begin(isolation, writes=False)
+    seen = [reader.read("a")]
+    writer.end("COMMIT")
+    seen.append(reader.read("a"))
+    reader.end("COMMIT")
+    assert seen == shown
+    for session in (outside, reader, writer):
+        session.close()
 
 
 # --- what the page says of it ------------------------------------------------------------------------

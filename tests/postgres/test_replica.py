@@ -49,7 +49,7 @@ class Asked:
 
 
 @pytest.fixture(params=["asyncpg", "psycopg", "SQLAlchemy"])
-async def run(request: pytest.FixtureRequest) -> AsyncIterator[Callable[[str], Awaitable[Run]]]:
+async def run(request: pytest.FixtureRequest) -> AsyncIterator[Callable[[Server], Awaitable[Run]]]:
     """How statements are run on a server, by each of the clients."""
     closing: list[Callable[[], Awaitable[object]]] = []
 

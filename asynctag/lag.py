@@ -55,7 +55,18 @@ class Lag(NamedTuple):
             return self
         if not self.seconds:
             return inner
-        return Lag(max(self.seconds, inner.seconds), self.serve and inner.serve, self.caught_up)
+        return Lag(max(self.seconds, inner.seconds), self.serve and inner.serve, _both(self.caught_up, inner.caught_up))
+
+
+def _both(one: Probe | None, other: Probe | None) -> Probe | None:
+    """A probe of all replicas that either of two asks. Where one lag has none, only its time ends it."""
+    if one is None or other is None or one is other:
+        return one if one is other else None
+
+    async def caught_up() -> bool:
+        return await one() and await other()
+
+    return caught_up
 
 
 NO_LAG: Final = Lag()

@@ -235,7 +235,7 @@ class Block:
         """
         root = self.root
         by = by or root.filler.invalidator
-        root.lag = root.lag.and_of(lag)
+        lag_before, root.lag = root.lag, root.lag.and_of(lag)
         # Before anything is awaited: whatever becomes of it, the end invalidates them.
         root.names.update(dict.fromkeys(names))
         root.told.setdefault(cache, {}).update(dict.fromkeys(names))
@@ -244,7 +244,7 @@ class Block:
         if root.scope.parent is not None:  # what is around would be built from what is not committed
             root.scope.parent.forbid_store()
         clock = root.filler.backend.clock
-        due = clock() >= root._renew_at
+        due = clock() >= root._renew_at or root.lag.seconds > lag_before.seconds
         written = await root._lease(list(root.names) if due else names, by, queue=queue, namespace=cache.namespace)
         if root.over:  # the end came meanwhile, and may have missed them
             written = await by.invalidate(
@@ -259,7 +259,9 @@ class Block:
         """Whether that was written. `names` are all that are held, or some of them that are new."""
         asked = self.filler.backend.clock()
         sure = self._unsure.isdisjoint(names)
-        held = await by.lease(names, self.holder, self.lease, queue=queue, namespace=namespace)
+        # Should its holder die, after the commit perhaps, they stay held for as long as replicas may lack that.
+        duration = self.lease + self.lag.seconds
+        held = await by.lease(names, self.holder, duration, queue=queue, namespace=namespace)
         if held is None:
             return False
         self._unsure.difference_update(names)

@@ -14,6 +14,7 @@ import pytest
 from asynctag import Cache, Cause, ConfigurationError, Hit, InvalidationError, LifecycleError, Miss, add_tags
 from asynctag.backends.base import Reading, Stamp
 from asynctag.backends.memory import MemoryBackend
+from asynctag.lag import Lag
 from asynctag.testing import FakeClock, assert_hit, assert_miss, fake_clock
 from asynctag.transaction import MAX_HELD, Transaction
 from tests.test_contract import Handle
@@ -1447,6 +1448,60 @@ async def test_the_longest_lag_of_a_transaction_counts(cache: Cache, backend: To
     assert [end - fake_clock.now for end in backend._leases["|t|x"].values()] == [5]
 
 
+@pytest.mark.parametrize("said", ["of the transaction", "of an invalidation", "of a later one"])
+async def test_who_dies_is_taken_to_have_committed_till_the_replicas_have_it(
+    cache: Cache, backend: Told, fake_clock: FakeClock, said: str
+) -> None:
+    """A lease that is shorter than the lag does not end before the replicas show the commit."""
+    replica = {"x": "x@0"}
+
+    async def compute() -> str:
+        return replica["x"]
+
+    async def ask() -> str:
+        return await cache.get_or_set("x", compute, tags=["x"])
+
+    async def begin_and_die() -> None:
+        dead = cache.transaction(lease=5, replica_lag=8 if said == "of the transaction" else 0)
+        await dead.__aenter__()
+        await cache.invalidate("x", **({"replica_lag": 8} if said == "of an invalidation" else {}))
+        if said == "of a later one":
+            await cache.invalidate("y", replica_lag=8)
+
+    await outside(begin_and_die)
+    fake_clock.advance(7)
+    for _ in range(2):
+        await ask()
+    fake_clock.advance(7)
+    replica["x"] = "x@1"
+    for _ in range(3):
+        assert await ask() == "x@1"
+    await assert_hit(cache, "x")
+
+
+async def test_two_lags_end_early_only_as_both_probes_say() -> None:
+    """One probe knows nothing of the replicas that the other asks; a lag that has none lasts."""
+    told = {"one": True, "other": False}
+
+    async def one() -> bool:
+        return told["one"]
+
+    async def other() -> bool:
+        return told["other"]
+
+    lag = Lag(8.0, caught_up=one)
+    assert lag.and_of(Lag(20.0, caught_up=one)).caught_up is one
+    assert lag.and_of(Lag(20.0)).caught_up is None
+    assert Lag(8.0).and_of(Lag(20.0, caught_up=one)).caught_up is None
+    both = lag.and_of(Lag(20.0, caught_up=other)).caught_up
+    assert both is not None
+    assert not await both()
+    told["other"] = True
+    assert await both()
+    told["one"] = False
+    assert not await both()
+
+
 async def test_serving_during_a_lag(cache: Cache, read: Read, rows: dict[str, str], fake_clock: FakeClock) -> None:
     """What is read from a replica is stored and served, and gone once the lag is over."""
     await read()
@@ -1521,7 +1576,7 @@ async def test_a_lag_that_is_queued(cache: Cache, backend: Told, fake_clock: Fak
     fake_clock.advance(4)
     assert await cache.flush_invalidations()
     ends = [max(holders.values()) - fake_clock.now for holders in backend._leases.values()]
-    assert sorted(ends) == [6, 26]  # y's lease, which is 30 s from before, is still there
+    assert sorted(ends) == [6, 36]  # y's lease, which is of 30 s and the lag's 10, is still there
     backend.fails = {"release"}
     await cache.invalidate("z", replica_lag=10, queue=True)
     backend.fails = set()

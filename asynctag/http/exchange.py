@@ -292,7 +292,7 @@ class Exchange:
             if key == self._key and self._flight is not None:
                 return None  # looked up before routing, and led since
             entry = self.cache._peek(key)
-            if entry is not None and entry.codec is RESPONSES:  # as most are
+            if entry is not None and entry.codec is RESPONSES and self.scope.transaction is None:  # as most are
                 stored = Stored(entry.load(), entry, stale=False)
                 if self._wants(stored):
                     return stored
@@ -586,6 +586,9 @@ class Exchange:
         dims = dimensions(self.policy, headers, public=lifetime.public)
         if self.client.gone:
             self.land(Fate.CANCELLED)
+            return False
+        if self.scope.transaction is not None:  # one around the application: its snapshot is older than the request
+            self.land(Fate.UNSHARED)
             return False
         if dims is None or self.client.has_body or (length is not None and length != b"%d" % len(body)):
             self.land(Fate.UNSHARED)

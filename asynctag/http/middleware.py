@@ -348,6 +348,8 @@ class CacheMiddleware:
             return None
         around = current_scope.get()
         if around is not None:  # a cached computation calls the application
+            if around.transaction is not None:  # whether it may be served there, is for the exchange to find out
+                return None
             around.absorb(entry, self.cache._filling().backend)
         now = time.time()
         fields, second, headers = known.sent
@@ -398,7 +400,9 @@ class CacheMiddleware:
         if not response.public or why_bypass(facts, vary=dims.vary, cookies=cookies) is not None:
             return None
         around = current_scope.get()
-        if around is not None:  # a cached computation calls the application
+        if around is not None:
+            if around.transaction is not None:
+                return None
             around.absorb(entry, self.cache._filling().backend)
         return self.answer(response, entry, facts, stale=False)
 

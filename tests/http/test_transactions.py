@@ -1,7 +1,10 @@
 """Transactions in a request: what is read in them counts for its response, and what changes something is not cached."""
 
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 
+import anyio
+import anyio.to_thread
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -65,3 +68,49 @@ async def test_a_response_that_changes_something_is_not_stored() -> None:
         said = await get(app)
         assert "hit" not in said
         assert "stored" not in said
+
+
+async def test_an_application_that_is_called_in_a_transaction_serves_what_its_snapshot_shows() -> None:
+    """Neither a hit that is newer than the transaction, nor anything that is stored for others."""
+    cache = Cache(default_ttl=60)
+    runs: list[int] = []
+
+    async def work(tagged: RequestCache) -> str:
+        tagged.add_tags("x")
+        runs.append(len(runs))
+        return "x"
+
+    app = application(cache, work)
+    assert "stored" in await get(app)
+    async with cache.transaction():
+        assert "hit" in await get(app)
+    snapshot = cache.transaction()
+    async with snapshot:
+        await elsewhere(lambda: cache.invalidate("x"))
+        await elsewhere(lambda: get(app))
+        assert len(runs) == 2
+        assert "hit" not in await get(app)
+        assert "stored" not in await get(app)
+    assert len(runs) == 4
+    assert "hit" in await get(app)
+
+
+async def test_a_response_that_is_made_in_a_transaction_is_for_nobody_else() -> None:
+    """Its snapshot may be from before an invalidation that the response's own look-up has seen."""
+    cache = Cache(default_ttl=60)
+
+    async def work(tagged: RequestCache) -> str:
+        tagged.add_tags("x")
+        return "x"
+
+    app = application(cache, work)
+    async with cache.transaction():
+        await elsewhere(lambda: cache.invalidate("x"))
+        await get(app)
+    assert "hit" not in await get(app)
+    assert "hit" in await get(app)
+
+
+async def elsewhere(call: Callable[[], Awaitable[object]]) -> None:
+    """Outside of the transaction that runs here."""
+    await anyio.to_thread.run_sync(lambda: Context().run(anyio.run, call))

@@ -587,9 +587,6 @@ class Exchange:
         if self.client.gone:
             self.land(Fate.CANCELLED)
             return False
-        if self.scope.transaction is not None:  # one around the application: its snapshot is older than the request
-            self.land(Fate.UNSHARED)
-            return False
         if dims is None or self.client.has_body or (length is not None and length != b"%d" % len(body)):
             self.land(Fate.UNSHARED)
             return False

@@ -433,17 +433,21 @@ class Transaction:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End: after the commit, or the rollback. Raises nothing of what the backend says."""
-        if self._entered is None:
-            raise LifecycleError("this transaction is not open")
-        (block, token), self._entered = self._entered, None
-        leave_scope(token)
         if exc_type is not None and not issubclass(exc_type, Exception):
-            block.doubt()  # cancelled as it waited for the answer to a COMMIT, maybe
-        await block.end(exc_type)
+            self.in_doubt()  # cancelled as it waited for the answer to a COMMIT, maybe
+        await self.leave(exc_type)
+
+    async def leave(self, error: type[BaseException] | None) -> None:
+        """As leaving the block by `error`, where it is known how the database's transaction ended."""
+        block = self.block
+        assert self._entered is not None
+        leave_scope(self._entered[1])
+        self._entered = None
+        await block.end(error)
 
     def drop_stores(self) -> None:
         """Store nothing of what is computed in the block: for a session that was rolled back, with no error raised."""
-        self._open().drop()
+        self.block.drop()
 
     def in_doubt(self) -> None:
         """Say that a COMMIT was sent and not answered: the connection was lost, or waiting for it was given up.
@@ -451,9 +455,11 @@ class Transaction:
         It may be carried out later than the block's end, so what was invalidated is held for the lease's time more. A
         block that is left by a cancellation, `KeyboardInterrupt` or `GeneratorExit` sees to that by itself.
         """
-        self._open().doubt()
+        self.block.doubt()
 
-    def _open(self) -> Block:
+    @property
+    def block(self) -> Block:
+        """What runs, for integrations. Raises `LifecycleError` where nothing does."""
         if self._entered is None:
             raise LifecycleError("this transaction is not open")
         return self._entered[0]

@@ -1023,7 +1023,7 @@ async def test_a_block_that_goes_on_after_its_release(cache: Cache, read: Read, 
     """For a session that commits several times: what comes later is held anew, and nothing is stored."""
     await read()
     async with cache.transaction() as transaction:
-        block = transaction._open()
+        block = transaction.block
         await cache.invalidate("x")
         await block.release()
         assert await cause(cache) is Cause.INVALIDATED
@@ -1048,7 +1048,7 @@ async def test_what_is_invalidated_as_others_let_go(cache: Cache, backend: Told,
         async with anyio.create_task_group() as group:
             group.start_soon(cache.invalidate, "x")
             await anyio.wait_all_tasks_blocked()
-            await transaction._open().release()
+            await transaction.block.release()
             gate.set()
         assert await cause(cache) is Cause.INVALIDATED
 
@@ -1080,7 +1080,7 @@ async def test_an_isolation_that_is_told_later(cache: Cache, read: Read, isolati
     """Before it is told nothing is served that it might not allow; what is told after it makes it no looser."""
     await read()
     async with Transaction(cache, Options(isolation, None, 30)) as transaction:
-        block = transaction._open()
+        block = transaction.block
         assert (await read(view={"x": "mine"}) == "x@0") is (isolation != NOT_KNOWN)
         block.tell_isolation(told)
         assert (await read(view={"x": "mine"}) == "x@0") is hits

@@ -24,6 +24,7 @@ from asynctag.names import ROOT, check_namespace, key_name, namespace_tag, tag_n
 from asynctag.pending import Pending, as_written
 from asynctag.scope import Scope, current_scope, live_scope
 from asynctag.signatures import nearest_name
+from asynctag.sync import SyncCache, by_blocking, event_loop_runs_here
 from asynctag.tags import check_tag, check_tags
 from asynctag.transaction import Isolation, Transaction, check_isolation, open_block
 from asynctag.transaction import Options as TransactionOptions
@@ -114,6 +115,7 @@ class Cache:
         self._names: dict[str, Callable[..., Any]] = {}
         self._hooks: tuple[Hook, ...] = ()
         self._implicit = tuple(dict.fromkeys((namespace_tag(namespace), ROOT)))
+        self._sync = SyncCache(self)
         #: The backend's `peek`, or one that finds nothing: looked up by every hit.
         self._peek: Callable[[str], Entry | None] = self._peek_unbound
         if backend is not None:
@@ -456,11 +458,14 @@ class Cache:
         Raises `InvalidationError` where it could not be written and is not queued (10,000 are at most),
         `InvalidTagError` for what is no tag.
         """
+        names, lag = self._names_and_lag(tags, replica_lag)
+        return await self._invalidate(names, soft=soft, queue=queue, lag=lag)
+
+    def _names_and_lag(self, tags: tuple[str, ...], replica_lag: Seconds | None) -> tuple[list[str], Lag | None]:
         if not tags:
             raise InvalidTagError('invalidate() got no tag: name one, such as invalidate("product:635")')
         names = [tag_name(self.namespace, check_tag(one)) for one in tags]
-        lag = None if replica_lag is None else self._lag.changed(replica_lag)
-        return await self._invalidate(names, soft=soft, queue=queue, lag=lag)
+        return names, None if replica_lag is None else self._lag.changed(replica_lag)
 
     async def clear(self, *, queue: bool = False) -> bool:
         """Invalidate everything in the cache's namespace, or, without a namespace, everything in the backend.
@@ -515,13 +520,23 @@ class Cache:
         lease: Seconds,
         around: Callable[[], Scope | None],
     ) -> Transaction:
+        options = self._transaction_options(isolation, replica_lag, during_lag, caught_up, lease)
+        return Transaction(self, options, around)
+
+    def _transaction_options(
+        self,
+        isolation: str,
+        replica_lag: Seconds | None,
+        during_lag: str | None,
+        caught_up: Probe | None,
+        lease: Seconds,
+    ) -> TransactionOptions:
         given = (replica_lag, during_lag, caught_up) != (None, None, None)
-        options = TransactionOptions(
+        return TransactionOptions(
             check_isolation(isolation),
             self._lag.changed(replica_lag, during_lag, caught_up) if given else None,
             seconds(lease, "lease", zero=False),
         )
-        return Transaction(self, options, around)
 
     def after_invalidation(self, hook: Hook) -> Hook:
         """Call `hook(tags)` after each invalidation by this cache, before the call that has asked for it returns.
@@ -541,7 +556,12 @@ class Cache:
             for hook in self._hooks:
                 pending = hook(tags)
                 if pending is not None:
-                    await pending
+                    await (pending if event_loop_runs_here() else by_blocking(pending))
+
+    @property
+    def sync(self) -> SyncCache:
+        """The cache for threads without an event loop: what invalidates, and transactions."""
+        return self._sync
 
     @property
     def queued_invalidations(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from asynctag.fill import Job
 from asynctag.keys import build_binder, build_key_maker, function_name
 from asynctag.names import describe, function_tag, key_name, tag_name
 from asynctag.scope import current_scope, live_scope
+from asynctag.sync import refuse_in_event_loop
 from asynctag.tags import compile_tags
 from asynctag.thaw import is_immutable
 
@@ -60,6 +61,11 @@ class Cached(Protocol[P, R_co]):
 
     def explain(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Explanation]:
         """What is cached for these arguments, and why it would miss."""
+        ...
+
+    @property
+    def sync(self) -> "SyncCached[P]":
+        """What invalidates it, for threads without an event loop."""
         ...
 
     @overload
@@ -110,7 +116,7 @@ class Definition(Generic[P, R]):
         self.bind = build_binder(function)
         annotations = resolve_annotations(function)
         self.tags_of = compile_tags(options.tags, inspect.signature(function), owner=self.name, annotations=annotations)
-        self._tag = function_tag(cache.namespace, self.name)
+        self.tag = function_tag(cache.namespace, self.name)
         #: None until the first call, where the return annotation cannot be resolved yet.
         self.codec: Codec | None = None
         returns = annotations.get("return", NOT_GIVEN) if options.returns is NOT_GIVEN else options.returns
@@ -149,7 +155,7 @@ class Definition(Generic[P, R]):
         return Job(
             describe(key, namespace).removeprefix("key "),
             key,
-            (key, self._tag, *self.cache._implicit, *declared),
+            (key, self.tag, *self.cache._implicit, *declared),
             self.codec_now(),
             self.expiry,
             namespace,
@@ -179,7 +185,7 @@ class Definition(Generic[P, R]):
         await self.cache._invalidate([self.make_key(*args, **kwargs)])
 
     async def invalidate_all(self) -> None:
-        await self.cache._invalidate([self._tag])
+        await self.cache._invalidate([self.tag])
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
         value: R = await self.cache._refresh(self.job(self.make_key(*args, **kwargs), args, kwargs))
@@ -195,6 +201,32 @@ class Definition(Generic[P, R]):
     async def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         key = self.make_key(*args, **kwargs)
         return await self.cache._explain(key[self._prefix :], key)
+
+
+class SyncCached(Generic[P]):
+    """What invalidates a cached function, for threads without an event loop: there it cannot be called.
+
+    In a transaction, and where it raises: as `SyncCache.invalidate`.
+    """
+
+    __slots__ = ("_bound", "_definition")
+
+    def __init__(self, definition: Definition[..., Any], *bound: object) -> None:
+        self._definition = definition
+        self._bound = bound
+
+    def __repr__(self) -> str:
+        return f"<{self._definition.name}, without an event loop>"
+
+    def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Drop the entry for these arguments, and whatever was built from it."""
+        refuse_in_event_loop(f"{self._definition.name}.sync.invalidate()", "await function.invalidate()")
+        self._definition.cache.sync._invalidate([self._definition.make_key(*self._bound, *args, **kwargs)])
+
+    def invalidate_all(self) -> None:
+        """Drop every entry of the function, and whatever was built from them: one tag."""
+        refuse_in_event_loop(f"{self._definition.name}.sync.invalidate_all()", "await function.invalidate_all()")
+        self._definition.cache.sync._invalidate([self._definition.tag])
 
 
 def decorate(cache: "Cache", options: Options, function: Callable[P, Coroutine[Any, Any, R]], /) -> Any:
@@ -229,6 +261,7 @@ def _wrapper(definition: Definition[P, R]) -> Any:
     wrapper: Any = update_wrapper(cached, definition.function)
     for method in ("key", "invalidate", "invalidate_all", "refresh", "uncached", "explain"):
         setattr(wrapper, method, getattr(definition, method))
+    wrapper.sync = SyncCached(definition)
     return wrapper
 
 
@@ -305,6 +338,10 @@ class BoundCached:
 
     async def invalidate_all(self) -> None:
         await self._definition.invalidate_all()
+
+    @property
+    def sync(self) -> SyncCached[...]:
+        return SyncCached(self._definition, self.__self__)
 
     async def refresh(self, *args: Any, **kwargs: Any) -> Any:
         return await self._definition.refresh(self.__self__, *args, **kwargs)

@@ -13,7 +13,7 @@ AsynctagError
 ├── BackendError            the backend did not answer, or not as it should
 │   └── InvalidationError   an invalidation that may not have been written, with the tags
 ├── PurgeError              a CDN that may serve what was invalidated, with the tags
-└── LifecycleError          a cache used unbound, bound twice, opened twice
+└── LifecycleError          a cache used unbound, bound twice, opened twice; one that would block an event loop
 
 The exception of a computation is never wrapped: it reaches the caller as it was raised.
 """
@@ -92,4 +92,4 @@ class PurgeError(AsynctagError):
 
 
 class LifecycleError(AsynctagError):
-    """A cache that is used unbound, bound twice, or opened twice."""
+    """A cache that is used unbound, bound twice, opened twice, or by `Cache.sync` where an event loop runs."""

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Collection
 from functools import partial
 from math import inf
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakKeyDictionary, WeakMethod
 
 from anyio import move_on_after, sleep
@@ -25,6 +25,9 @@ from asynctag.flight import Fate, Flight, Flights, Turn
 from asynctag.lag import FIRST_ASKED, LAST_ASKED, NO_LAG, Lag
 from asynctag.names import NAMESPACE, TAG, describe, listed
 from asynctag.outage import outage_of
+
+if TYPE_CHECKING:
+    from asynctag.transaction import Block
 
 logger = logging.getLogger("asynctag")
 
@@ -202,7 +205,7 @@ class Invalidator:
         """
         soft = soft and not lag.seconds
         try:
-            await self._write_what_is_queued()
+            await self.write_what_is_queued()
             if lag.seconds or holder:
                 await self._release(names, holder or new_holder(), lag)
             else:
@@ -226,7 +229,7 @@ class Invalidator:
     async def delete(self, name: str, *, namespace: str, lag: Lag = NO_LAG) -> bool:
         """Remove the entry under `name` and invalidate it as a tag. Whether an entry was there."""
         try:
-            await self._write_what_is_queued()
+            await self.write_what_is_queued()
             was_there = await self.backend.delete(name)
             if lag.seconds:
                 await self._release([name], new_holder(), lag)
@@ -244,7 +247,7 @@ class Invalidator:
         None where that could not be written, and their invalidation is queued.
         """
         try:
-            await self._write_what_is_queued()
+            await self.write_what_is_queued()
             return await self.backend.lease(names, holder, duration)
         except BackendError as error:
             if not queue:
@@ -257,7 +260,7 @@ class Invalidator:
     async def release(self, names: Collection[str], holder: str, lag: Lag, *, namespace: str) -> None:
         """The end of a transaction. What could not be written is queued, and told in the log alone."""
         try:
-            await self._write_what_is_queued()
+            await self.write_what_is_queued()
             await self._release(names, holder, lag)
         except Exception as error:
             self.keep_release(names, lag, error, namespace)
@@ -327,6 +330,13 @@ class Invalidator:
             )
         return True
 
+    def keep_renewing(self, block: "Block") -> bool:
+        """Have what `block` holds renewed as long as it is under way. Whether somebody does: an opened cache."""
+        if not self.background.is_open:
+            return False
+        self.background.start(block.renew)
+        return True
+
     # --- trying again --------------------------------------------------------------------------------
 
     async def flush(self) -> bool:
@@ -346,7 +356,7 @@ class Invalidator:
             after = flight
         return not self.pending.names
 
-    async def _write_what_is_queued(self) -> None:
+    async def write_what_is_queued(self) -> None:
         """Try to, unless somebody does so already: the backend is about to be asked for something anyway."""
         if self.pending.names:
             flight = self.flights.lead_unless_open(_FLUSH, self.backend.clock())
@@ -386,7 +396,7 @@ class Invalidator:
         try:
             while self.pending.needs(retrier):
                 await sleep(delay)
-                await self._write_what_is_queued()
+                await self.write_what_is_queued()
                 delay = min(2 * delay, LONGEST_DELAY)
         finally:
             self.pending.let_go(retrier)
@@ -399,14 +409,17 @@ class Invalidator:
             with move_on_after(LAST_TRY):
                 await self.flush()
         finally:
-            left = self.pending.queued()
-            if left:
-                logger.error(
-                    "%d invalidations are not written as the cache closes: %s. What carries these tags may be served "
-                    "old by other processes",
-                    len(left),
-                    _listed(left, namespace),
-                )
+            self.tell_what_is_left(namespace)
+
+    def tell_what_is_left(self, namespace: str) -> None:
+        left = self.pending.queued()
+        if left:
+            logger.error(
+                "%d invalidations are not written as the cache closes: %s. What carries these tags may be served "
+                "old by other processes",
+                len(left),
+                _listed(left, namespace),
+            )
 
 
 def new_holder() -> str:

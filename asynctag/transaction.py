@@ -21,7 +21,7 @@ from asynctag.backends.base import OF_NO_EPOCH, Backend, Entry, Reading, Stamp, 
 from asynctag.errors import BackendError, ConfigurationError, LifecycleError
 from asynctag.fill import Filler
 from asynctag.lag import Lag
-from asynctag.pending import new_holder
+from asynctag.pending import Invalidator, new_holder
 from asynctag.scope import Scope, current_scope, leave_scope, live_scope, scope_of_block
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class Block:
         self._renew_at = 0.0
         self._changed = False
         self._in_doubt = False
+        self._released: dict[str, Lag] = {}
         self._unsure: set[str] = set()  # of which nobody has said yet that they are held
         self._renewal: tuple[EventLoopToken, CancelScope] | None = None
         self._is_renewed = False
@@ -176,7 +177,10 @@ class Block:
         view = self._view(filler)
         if not view.hits:
             return [await self.reading(filler)] * len(keys)
-        return [await self._seen(filler, view, reading) for reading in await filler.read_many(keys)]
+        seen = []
+        for reading in await filler.read_many(keys):
+            seen.append(await self._seen(filler, view, reading))
+        return seen
 
     async def reading(self, filler: Filler) -> Reading | None:
         """The stamp for what is computed in the block, whatever is cached."""
@@ -236,9 +240,21 @@ class Block:
 
     # --- what is invalidated -----------------------------------------------------------------------
 
-    async def invalidate(self, cache: "Cache", names: Collection[str], lag: Lag | None, *, queue: bool = False) -> bool:
-        """Hold `names` now, and invalidate them at the end. False where that could not be written and is queued."""
+    async def invalidate(
+        self,
+        cache: "Cache",
+        names: Collection[str],
+        lag: Lag | None,
+        *,
+        queue: bool = False,
+        by: Invalidator | None = None,
+    ) -> bool:
+        """Hold `names` now, and invalidate them at the end. False where that could not be written and is queued.
+
+        `by`: who writes it instead of the block's own, for a thread without an event loop.
+        """
         root = self.root
+        by = by or root.filler.invalidator
         holder, root._changed = root.holder, True
         root.lag = root.lag.and_of(lag)
         # Before anything is awaited: whatever becomes of it, the end invalidates them.
@@ -250,22 +266,21 @@ class Block:
             root.scope.parent.forbid_store()
         clock = root.filler.backend.clock
         due = clock() >= root._renew_at
-        written = await root._lease(list(root.names) if due else names, queue=queue, namespace=cache.namespace)
+        written = await root._lease(list(root.names) if due else names, by, queue=queue, namespace=cache.namespace)
         if root.over or root.holder != holder:  # the end came meanwhile, and may have missed them
-            written = await root.filler.invalidator.invalidate(
+            written = await by.invalidate(
                 names, queue=queue, namespace=cache.namespace, lag=root.lag, holder=holder
             )
             await cache._tell(list(names))
-        elif not root._is_renewed and root.filler.background.is_open:
-            root._is_renewed = True
-            root.filler.background.start(root._renew)
+        elif not root._is_renewed:
+            root._is_renewed = by.keep_renewing(root)
         return written
 
-    async def _lease(self, names: Collection[str], *, queue: bool = False, namespace: str) -> bool:
+    async def _lease(self, names: Collection[str], by: Invalidator, *, queue: bool = False, namespace: str) -> bool:
         """Whether that was written. `names` are all that are held, or some of them that are new."""
         asked = self.filler.backend.clock()
         sure = self._unsure.isdisjoint(names)
-        held = await self.filler.invalidator.lease(names, self.holder, self.lease, queue=queue, namespace=namespace)
+        held = await by.lease(names, self.holder, self.lease, queue=queue, namespace=namespace)
         if held is None:
             return False
         self._unsure.difference_update(names)
@@ -279,22 +294,25 @@ class Block:
             )
         return True
 
-    async def _renew(self) -> None:
+    async def renew(self) -> None:
         """Go on holding, in the background, as long as the block is under way."""
         with CancelScope() as scope:
             self._renewal = (current_token(), scope)
             while not self.over:
                 await sleep(self.lease * RENEWED_AFTER)
-                await self._renew_once()
+                await self.renew_once(self.filler.invalidator)
 
-    async def _renew_once(self) -> None:
-        if self.over or not self.names:
+    async def renew_once(self, by: Invalidator) -> None:
+        names, holder = list(self.names), self.holder
+        if self.over or not names:
             return
         try:
-            await self._lease(list(self.names), namespace=self._namespace)
+            await self._lease(names, by, namespace=self._namespace)
         except Exception as error:
             now = self.filler.backend.clock()
             self.filler.outage.warn(now, "the lease of a transaction cannot be renewed: %s", error)
+        if holder in self._released:  # meanwhile, and that may have been written first
+            await by.release(names, holder, self._released[holder], namespace=self._namespace)
 
     # --- the end -----------------------------------------------------------------------------------
 
@@ -330,6 +348,7 @@ class Block:
         # Another name for what is held from now on: a later release must not end this one's lag.
         holder, self.holder = self.holder, new_holder()
         lag, self._in_doubt = self._lag_of_release(), False
+        self._released = {holder: lag}
         self._unsure.difference_update(names)
         if at_once:
             self.filler.invalidator.release_at_once(names, holder, lag, namespace=self._namespace)

@@ -17,6 +17,7 @@ from asynctag.backends.memory import MemoryBackend
 from asynctag.fill import MISSING, Filler, load
 from asynctag.flight import Fate, Flight, Flights
 from asynctag.scope import Scope
+from asynctag.transaction import Block
 from tests.interleaving.scenarios import LIGHT, SCENARIOS, explored, one_waits_for_many_flights
 from tests.interleaving.scheduler import (
     Choice,
@@ -367,6 +368,145 @@ def no_tag_of_the_namespace(patch: pytest.MonkeyPatch) -> None:
         return entry
 
     patch.setattr(Filler, "entry", without)
+
+
+@variant("A transaction commits, and two readers come")
+def nothing_is_held(patch: pytest.MonkeyPatch) -> None:
+    """Tags are invalidated before the commit, and not held until it."""
+
+    async def lease(self: MemoryBackend, tags: Any, holder: str, duration: float) -> bool:
+        await self.invalidate(tags)
+        return False
+
+    async def release(self: MemoryBackend, *args: Any, **options: Any) -> None:
+        pass
+
+    patch.setattr(MemoryBackend, "lease", lease)
+    patch.setattr(MemoryBackend, "release", release)
+
+
+@variant("A transaction commits, and two readers come")
+def only_let_go(patch: pytest.MonkeyPatch) -> None:
+    """The end lets go of what is held, and invalidates nothing."""
+    patch.setattr(MemoryBackend, "_invalidate", lambda self, tags, journal: self._take_number())
+
+
+@variant("The journal is lost, and with it the lease of a transaction that then commits")
+def only_what_is_held(patch: pytest.MonkeyPatch) -> None:
+    """The end invalidates what is still held, and nothing else."""
+    release = MemoryBackend.release
+
+    async def held(self: MemoryBackend, tags: Any, holder: str, **options: Any) -> None:
+        await release(self, [tag for tag in tags if tag in self._leases], holder, **options)
+
+    patch.setattr(MemoryBackend, "release", held)
+
+
+@variant("A transaction never ends, and its lease does; another one holds the same tag")
+def one_holder_a_tag(patch: pytest.MonkeyPatch) -> None:
+    """The end of one transaction lets go of what another holds."""
+    patch.setattr("asynctag.transaction.new_holder", lambda: "somebody")
+
+
+@variant("A transaction that has read its own row rolls back")
+def stored_at_once(patch: pytest.MonkeyPatch) -> None:
+    """What a transaction computes is stored before it has committed."""
+
+    async def write(self: Filler, scope: Scope, entry: Entry) -> Written:
+        return await self.write(entry)
+
+    patch.setattr(Filler, "write_within", write)
+
+
+@variant("A transaction that has read its own row rolls back")
+def flights_across_transactions(patch: pytest.MonkeyPatch) -> None:
+    """A computation in a transaction leads a flight, and shares what it has read."""
+    compute = Filler.compute
+
+    async def lead(self: Filler, job: Any, reading: Any, flight: Any, parent: Any, **options: Any) -> Any:
+        flight = flight or self.flights.lead_unless_open(job.key, 0)
+        try:
+            return await compute(self, job, reading, flight, parent, **options)
+        finally:
+            if flight is not None:
+                self.flights.land(flight, Fate.CANCELLED)
+
+    patch.setattr(Filler, "compute", lead)
+    patch.setattr(Flight, "serves", lambda self, came: self.fate in (Fate.ACCEPTED, Fate.UNCHECKED))
+
+
+@variant("A computation holds a transaction that rolls back, and others wait for it")
+def built_from_what_is_not_committed(patch: pytest.MonkeyPatch) -> None:
+    """A computation around a transaction that changes something is stored and shared."""
+    patch.setattr(Scope, "forbid_store", lambda self: None)
+
+
+@variant("A repeatable-read transaction reads while another one changes the row")
+def hits_unchecked(patch: pytest.MonkeyPatch) -> None:
+    """A snapshot is served whatever is valid now."""
+
+    async def agrees(self: Block, filler: Filler, view: Any, entry: Entry) -> bool:
+        return True
+
+    patch.setattr(Block, "_agrees", agrees)
+
+
+@variant("The journal is lost, and with it a lease, while a repeatable-read transaction reads")
+def any_epoch(patch: pytest.MonkeyPatch) -> None:
+    """A snapshot is served what was stored after the journal was lost."""
+    agrees = Block._agrees
+
+    async def trusting(self: Block, filler: Filler, view: Any, entry: Entry) -> bool:
+        return entry.stamp.epoch != view.since.epoch or await agrees(self, filler, view, entry)
+
+    patch.setattr(Block, "_agrees", trusting)
+
+
+@variant("A repeatable-read transaction reads while another one changes the row")
+def a_snapshot_stamped_late(patch: pytest.MonkeyPatch) -> None:
+    """What a snapshot shows is stored with the stamp of its look-up."""
+    seen = Block._seen
+
+    async def late(self: Block, filler: Filler, view: Any, reading: Any) -> Any:
+        return await seen(self, filler, view._replace(stamp=None), reading)
+
+    patch.setattr(Block, "_seen", late)
+
+
+@variant("A transaction never ends, and its lease does; another one holds the same tag")
+def leases_just_end(patch: pytest.MonkeyPatch) -> None:
+    """A lease that has ended is gone, and invalidates nothing."""
+    why = MemoryBackend._why_invalid
+
+    def forgetful(self: MemoryBackend, entry: Entry) -> Any:
+        for tag in entry.tags:
+            self._let_go(self._leases, tag, "", self.clock())
+        return why(self, entry)
+
+    patch.setattr(MemoryBackend, "_why_invalid", forgetful)
+
+
+@variant("Two changes, and a replica that lags behind")
+def no_lag(patch: pytest.MonkeyPatch) -> None:
+    """What was changed is invalidated, and not held until replicas have caught up."""
+    release = MemoryBackend.release
+
+    async def at_once(self: MemoryBackend, tags: Any, holder: str, **options: Any) -> None:
+        await release(self, tags, holder)
+
+    patch.setattr(MemoryBackend, "release", at_once)
+
+
+@variant("Two changes, and a replica that lags behind and is served meanwhile")
+def stored_for_good_in_a_lag(patch: pytest.MonkeyPatch) -> None:
+    """What is stored while replicas lag behind lives as long as anything else."""
+    patch.setattr(MemoryBackend, "_end_of_lags", lambda self, tags: float("inf"))
+
+
+@variant("Two changes, and a replica that lags behind and is served meanwhile")
+def one_end_a_tag(patch: pytest.MonkeyPatch) -> None:
+    """Of two lags on one tag the last one's end counts."""
+    patch.setattr("asynctag.pending.new_holder", lambda: "the lag")
 
 
 @pytest.mark.parametrize("wrong", VARIANTS)

@@ -17,6 +17,7 @@ LAYERS = [
     {"scope", "explain"},
     {"background", "flight", "lag", "outage", "pending", "fill"},
     {"transaction"},
+    {"sync"},
     {"cached"},
     {"cache", "windows"},
     {"backends", "http"},

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
+from asynctag.errors import ConfigurationError
+
 
 class Stamp(NamedTuple):
     """The journal at some instant. An entry's stamp says as of when its data was read."""
@@ -209,6 +211,17 @@ class Backend(ABC):
 
         Raises `ConfigurationError` where they differ: a process that prunes sooner would forget too soon.
         """
+
+    def blocking(self) -> "Backend":
+        """The same journal, for threads without an event loop: `Cache.sync` writes to it.
+
+        Its `invalidate`, `delete`, `lease` and `release` wait by blocking: their coroutines end at the first step.
+        Raises `ConfigurationError` where there is none.
+        """
+        raise ConfigurationError(f"{self!r} has no way for code without an event loop, which cache.sync takes")
+
+    def close_blocking(self) -> None:  # noqa: B027 - as for `aclose`
+        """Give back the connections of `blocking()`. It may be used again afterwards."""
 
     async def aclose(self) -> None:  # noqa: B027 - a backend without connections has none to give back
         """Give back connections. The backend may be used again afterwards."""

@@ -378,6 +378,9 @@ class MemoryBackend(Backend):
                     f"Caches that share a backend must agree on it"
                 )
 
+    def blocking(self) -> Backend:
+        return self  # nothing here waits for anything but the lock
+
     async def wipe(self) -> None:
         """Drop all entries and the journal, as a restart would: a new epoch begins.
 

@@ -18,6 +18,7 @@ from asynctag.cache import Miss as LookupMiss
 from asynctag.fill import Job
 from asynctag.flight import Flight, Flights
 from asynctag.scope import Scope
+from asynctag.transaction import Block, Transaction
 
 _PLAIN = (type(None), bool, int, float, str, bytes)
 _CODE = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.CoroutineType, partial, type)
@@ -26,6 +27,8 @@ _OPAQUE = frozenset(
     {
         "Backend",
         "Cache",
+        "CancelScope",
+        "Clock",
         "Codec",
         "ContextVar",
         "Event",
@@ -41,9 +44,24 @@ _OPAQUE = frozenset(
         "Token",
         "World",
         "_Missing",
+        "traceback",
     }
 )
-_SCOPE = ("name", "namespace", "parent", "renewing", "stale_stamp", "fresh_until", "expires", "no_store", "closed")
+_SCOPE = (
+    "name",
+    "namespace",
+    "parent",
+    "transaction",
+    "renewing",
+    "stale_stamp",
+    "fresh_until",
+    "expires",
+    "no_store",
+    "closed",
+)
+#: Of a transaction, and of a savepoint in one.
+_ROOT = ("isolation", "stamp", "lag", "names", "_unsure")
+_BLOCK = ("over", "dropped", "held", "around", "outer")
 _FLIGHT = ("key", "fate", "entry", "stale", "error", "following", "on", "scope")
 _ENTRY = ("key", "body", "stamp", "renew_from", "fresh_until", "stale_until", "expires")
 
@@ -55,6 +73,7 @@ class Canon:
         self.now = now
         self._met: dict[int, int] = {}
         self._epochs: dict[int, int] = {}
+        self._holders: dict[str, int] = {}
 
     def of(self, thing: Any) -> Hashable:
         kind = type(thing)
@@ -101,7 +120,20 @@ class Canon:
         if isinstance(thing, Scope):
             values = (self.of(getattr(thing, name)) for name in _SCOPE)
             return "scope", *sorted(thing.tags), *values, *map(self.of, thing.flights)
+        if isinstance(thing, Block):
+            of_root = [self.of(getattr(thing, name)) for name in _ROOT] if thing.root is thing else []
+            return "block", *of_root, *(self.of(getattr(thing, name)) for name in _BLOCK)
+        if isinstance(thing, Transaction):
+            return "transaction", self.of(thing._entered)
         raise TypeError(f"the fingerprint does not know {type(thing).__qualname__}: {thing!r}")
+
+    def of_leases(self, leases: Mapping[str, Mapping[str, float]]) -> Hashable:
+        """Who holds what, by the order in which holders are met: their names are random."""
+        found = []
+        for tag, holders in sorted(leases.items()):
+            held = sorted((self._holders.setdefault(one, len(self._holders)), end) for one, end in holders.items())
+            found.append((tag, *held))
+        return tuple(found)
 
     def of_flights(self, flights: Flights) -> Hashable:
         self._begun = flights.begun

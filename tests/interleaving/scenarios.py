@@ -10,12 +10,15 @@ from typing import Any
 
 from asynctag import Cache, add_tags, no_store
 from asynctag.cache import Hit, Miss
+from asynctag.scope import current_scope
 from tests.interleaving.scheduler import Explored, explore_on_asyncio
 from tests.interleaving.world import Build, Failed, World, in_memory, in_memory_of_two, stage
 
 SCENARIOS: dict[str, Build] = {}
 #: Those that are too large with every answer on its way as a step of its own.
 LIGHT: set[str] = set()
+#: Those that go another way on a server: time does not pass there, and clients hear later that a journal is lost.
+OTHERWISE: set[str] = set()
 #: Those whose readers ask through two clients: these share no flights, where a backend has two.
 APART: set[str] = set()
 
@@ -36,6 +39,11 @@ def light(build: Build) -> Build:
 
 def apart(build: Build) -> Build:
     APART.add(name_of(build))
+    return build
+
+
+def otherwise(build: Build) -> Build:
+    OTHERWISE.add(name_of(build))
     return build
 
 
@@ -537,3 +545,302 @@ def lookup_and_set(world: World) -> None:
     world.process("reader 1", partial(world.ask, look_and_set))
     world.process("reader 2", reader(world, cache))
     world.after(partial(world.ask, look_and_set))
+
+
+# --- transactions ------------------------------------------------------------------------------------
+
+
+def committed(world: World, cache: Cache, row: str = "x", **options: Any) -> Callable[[], Awaitable[None]]:
+    """Asks for a row through the cache; nothing that comes back may be uncommitted."""
+
+    async def ask() -> str:
+        value: str = await cache.get_or_set("k", lambda: world.row(row), tags=[row], **options)
+        if int(value.partition("@")[2]) > world.rows[row]:
+            world.execution.problem(f"got {value}, which is not committed")
+        return value
+
+    return partial(world.ask, ask)
+
+
+def transaction(
+    world: World, cache: Cache, row: str = "x", *, commits: bool = True, reads: bool = False
+) -> Callable[[], Awaitable[None]]:
+    """Changes a row in a transaction, and commits or rolls back.
+
+    `reads`: it reads its own row through the cache, before it says what it changes.
+    """
+
+    async def read_own() -> str:
+        await world.point(f"reads its own {row}")
+        return f"{row}@99"
+
+    async def change() -> None:
+        try:
+            async with cache.transaction():
+                if reads:
+                    await cache.get_or_set("k", read_own, tags=[row])
+                await cache.invalidate(row)
+                await world.point(f"{'commits' if commits else 'rolls back'} {row}")
+                if not commits:
+                    raise Failed
+                world.rows[row] += 1
+                version = world.rows[row]
+        except Failed:
+            return
+        world.acknowledged[row] = max(world.acknowledged[row], version)
+
+    return change
+
+
+@light
+def a_transaction_commits(world: World) -> None:
+    """A transaction commits, and two readers come."""
+    world.process("transaction", transaction(world, world.cache(0)))
+    world.process("reader 1", committed(world, world.cache(1)), kind="reader")
+    world.process("reader 2", committed(world, world.cache(1)), kind="reader")
+    world.after(committed(world, world.cache(1)))
+
+
+@light
+def a_transaction_rolls_back(world: World) -> None:
+    """A transaction that has read its own row rolls back."""
+    world.before(lambda: world.cache(0).lookup("k"))
+    world.process("transaction", transaction(world, world.cache(0), commits=False, reads=True))
+    world.process("reader 1", committed(world, world.cache(0)), kind="reader")
+    world.process("reader 2", committed(world, world.cache(0)), kind="reader")
+    world.after(committed(world, world.cache(0)))
+
+
+@light
+def two_transactions(world: World) -> None:
+    """Two transactions on one tag, one of which rolls back."""
+
+    other = world.cache(1).transaction()
+
+    async def begin() -> None:
+        await other.__aenter__()
+        await world.cache(1).invalidate("x")
+        current_scope.set(None)
+
+    world.before(begin)
+    world.process("commits", transaction(world, world.cache(0)))
+    world.process("rolls back", lambda: other.__aexit__(None, None, None))
+    world.process("reader", committed(world, world.cache(1)))
+    world.after(committed(world, world.cache(0)))
+
+
+@light
+def a_transaction_is_cancelled(world: World) -> None:
+    """A transaction is cancelled at any moment."""
+    cache = world.cache(0)
+    world.process("transaction", transaction(world, cache), cancellable=True)
+    world.process("reader", committed(world, cache))
+    world.after(committed(world, cache))
+
+    async def nothing_is_held() -> None:
+        await cache.get_or_set("k", lambda: world.row("x"), tags=["x"])
+        if not isinstance(await cache.lookup("k"), Hit):
+            world.execution.problem("something is still held")
+
+    world.after(nothing_is_held)
+
+
+@light
+def a_savepoint(world: World) -> None:
+    """A savepoint holds a tag, and its transaction goes on."""
+    cache = world.cache(0)
+
+    async def change() -> None:
+        async with cache.transaction():
+            async with cache.transaction():
+                await cache.invalidate("x")
+            await world.point("commits x")
+            world.rows["x"] += 1
+        world.acknowledged["x"] = world.rows["x"]
+
+    world.process("transaction", change)
+    world.process("reader", committed(world, cache))
+    world.after(committed(world, cache))
+
+
+def snapshot(world: World, cache: Cache, *keys: str) -> Callable[[], Awaitable[None]]:
+    """Reads a row through the cache, under several keys, in a repeatable-read transaction: always as it was first."""
+
+    async def read() -> None:
+        need = dict(world.acknowledged)
+        async with cache.transaction():
+            await world.point("its first statement")
+            seen = f"x@{world.rows['x']}"
+            if world.rows["x"] < need["x"]:
+                world.execution.problem("a snapshot from before what it needs")
+            for key in keys:
+                value = await cache.get_or_set(key, lambda: _given_row(world, seen), tags=["x"])
+                if value != seen:
+                    world.execution.problem(f"got {value} in a snapshot of {seen}")
+
+    return read
+
+
+async def _given_row(world: World, seen: str) -> str:
+    await world.point("reads the row in its snapshot")
+    return seen
+
+
+@light
+def a_snapshot_and_a_transaction(world: World) -> None:
+    """A repeatable-read transaction reads while another one changes the row."""
+    cache = world.cache(0)
+    world.before(lambda: cache.lookup("k"))  # a client that has seen nothing knows no stamp to begin with
+    world.process("snapshot", snapshot(world, cache, "k"))
+    world.process("transaction", transaction(world, cache))
+    world.process("reader", committed(world, cache))
+    world.after(committed(world, cache))
+
+
+@light
+def a_lease_is_lost(world: World) -> None:
+    """The journal is lost, and with it the lease of a transaction that then commits."""
+    cache = world.cache(0)
+
+    async def change() -> None:
+        async with cache.transaction():
+            await cache.invalidate("x")
+            await world.point("the journal is lost")
+            await world.lose_journal()
+            await world.point("commits x")
+            world.rows["x"] += 1
+        world.acknowledged["x"] = world.rows["x"]
+
+    world.process("transaction", change)
+    world.process("reader", committed(world, cache))
+    world.after(committed(world, cache))
+
+
+@otherwise
+@light
+def a_snapshot_and_the_journal(world: World) -> None:
+    """The journal is lost, and with it a lease, while a repeatable-read transaction reads."""
+    cache = world.cache(0)
+
+    async def change() -> None:
+        async with cache.transaction():
+            await cache.invalidate("x")
+            world.rows["x"] += 1
+            await world.point("the journal is lost")
+            await world.lose_journal()
+        world.acknowledged["x"] = world.rows["x"]
+
+    world.before(lambda: cache.lookup("k"))  # a client that has seen nothing knows no stamp to begin with
+    world.process("snapshot", snapshot(world, cache, "k"))
+    world.process("transaction", change)
+    world.process("reader", committed(world, cache))
+    world.after(committed(world, cache))
+
+
+@light
+def a_computation_with_a_transaction(world: World) -> None:
+    """A computation holds a transaction that rolls back, and others wait for it."""
+    cache = world.cache(0)
+
+    async def compute() -> str:
+        try:
+            async with cache.transaction():
+                await cache.invalidate("x")
+                value = f"x@99 of {world.caller()}"
+                raise Failed
+        except Failed:
+            return value
+
+    async def ask() -> None:
+        value = await cache.get_or_set("page", compute)
+        if not value.endswith(f" of {world.caller()}"):
+            world.execution.problem(f"got {value}, which is another's")
+
+    for number in (1, 2):
+        world.process(f"asks {number}", ask)
+
+    async def look() -> None:
+        if isinstance(await cache.lookup("page"), Hit):
+            world.execution.problem("what was built from a transaction that rolled back is stored")
+
+    world.after(look)
+
+
+@otherwise
+@light
+def a_holder_dies(world: World) -> None:
+    """A transaction never ends, and its lease does; another one holds the same tag."""
+    cache = world.cache(0)
+    other = cache.transaction()
+
+    async def begin() -> None:
+        await other.__aenter__()
+        await cache.invalidate("x")
+        current_scope.set(None)
+
+    async def die() -> None:
+        await cache.transaction(lease=10).__aenter__()
+        try:
+            await cache.invalidate("x")
+        finally:
+            current_scope.set(None)
+        await world.point("commits x and dies")
+        world.rows["x"] += 1
+        await world.point("the lease ends")
+        world.clock.now += 20
+        world.acknowledged["x"] = world.rows["x"]
+
+    world.before(begin)
+    world.process("transaction", die)
+    world.process("another", lambda: other.__aexit__(None, None, None))
+    world.process("reader", committed(world, cache))
+    world.after(committed(world, cache))
+    world.after(committed(world, cache))
+
+
+def lagging(world: World, during: Any) -> None:
+    """Two changes, each with a lag of its own; a reader reads from a replica, which has each at the end of its lag."""
+    cache = world.cache(0)
+    ends: list[float] = []  # of the lags of x@1, x@2
+
+    def replicated() -> int:
+        return max((version for version, end in enumerate(ends, 1) if end <= world.clock.now), default=0)
+
+    async def from_replica() -> str:
+        await world.point("reads row x from the replica")
+        return f"x@{replicated()}"
+
+    async def change(lag: float) -> None:
+        world.rows["x"] += 1
+        await cache._invalidate(["|t|x"], lag=cache._lag.changed(lag, during))
+        ends.append(world.clock.now + lag)
+
+    async def time_passes() -> None:
+        for _ in range(2):
+            await world.point("time passes")
+            world.clock.now += 10
+            world.acknowledged["x"] = max(world.acknowledged["x"], replicated())
+
+    async def ask() -> None:
+        for _ in range(2):
+            await world.ask(lambda: cache.get_or_set("k", from_replica, tags=["x"]))
+
+    world.before(lambda: change(10))
+    world.process("writer", lambda: change(20))
+    world.process("time", time_passes)
+    world.process("reader", ask)
+    world.after(ask)
+
+
+@otherwise
+@light
+def a_replica_lags(world: World) -> None:
+    """Two changes, and a replica that lags behind."""
+    lagging(world, "bypass")
+
+
+@otherwise
+@light
+def a_replica_lags_and_is_served(world: World) -> None:
+    """Two changes, and a replica that lags behind and is served meanwhile."""
+    lagging(world, "serve")

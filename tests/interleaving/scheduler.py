@@ -270,6 +270,8 @@ class Execution:
             elif process.status in (Status.PARKED, Status.WAITING):
                 process.was_cancelled, process.status = True, Status.RUNNING
                 process.cancel()
+                if process.released is not None:  # one that shields itself goes on to its end
+                    process.released.set()
         await self.settle()
 
 

@@ -128,7 +128,13 @@ class SteppedBackend(Backend):
     async def release(self, tags: Iterable[str], holder: str, *, lag: float = 0.0, serve: bool = False) -> None:
         names = list(tags)
         what = f"lets go of {', '.join(describe(name) for name in names)}"
-        await self._execution.point(what)
+        process = current_process()
+        # It is not to be cancelled here: the end of a transaction shields itself.
+        may_be_cancelled, process.may_be_cancelled = process.may_be_cancelled, False
+        try:
+            await self._execution.point(what)
+        finally:
+            process.may_be_cancelled = may_be_cancelled
         await self.inner.release(names, holder, lag=lag, serve=serve)
         self._told(what)
 
@@ -397,6 +403,8 @@ def _memory_state(backend: MemoryBackend, canon: Canon) -> Hashable:
         backend._floor - now,
         tuple(sorted((tag, number - now) for tag, number in backend._hard.items())),
         tuple(sorted((tag, number - now) for tag, number in backend._soft.items())),
+        canon.of_leases(backend._leases),
+        canon.of_leases(backend._lags),
         tuple(
             (canon.of(node), node.checked is backend._stamp, canon.of(node.checked))
             for _, node in sorted(backend._entries.items())

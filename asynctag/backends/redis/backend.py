@@ -1,18 +1,23 @@
 """The backend of many processes: entries and the journal in Redis or Valkey, one round trip for everything."""
 
+import copy
 import logging
+import os
 import re
+import threading
 from collections.abc import Iterable, Sequence
 from math import ceil, inf
 from typing import Any, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 from hiredis import ReplyError
+from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from asynctag.backends.base import Backend, Cause, Entry, Miss, Reading, Stamp, Written
+from asynctag.backends.redis.blocking import BlockingClient, Way
 from asynctag.backends.redis.client import Client, MovedError, WentBackError
 from asynctag.backends.redis.connection import ConnectionLostError, pack
 from asynctag.backends.redis.format import TAGS_AT, Format, Head, Times, pack_tags
@@ -49,6 +54,19 @@ logger = logging.getLogger("asynctag")
 _CAUSES = {cause.value: cause for cause in Cause}
 
 
+#: Held while the blocking side of a backend is made.
+_making = threading.Lock()
+
+
+def _in_forked_child() -> None:
+    global _making
+    _making = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_forked_child)
+
+
 class _NoScriptError(Exception):
     """The server has forgotten the scripts."""
 
@@ -64,6 +82,7 @@ class RedisOptions(TypedDict, total=False):
     max_body: int
     max_tags: int
     hmac_key: bytes | None
+    sync_client: SyncRedis | None
 
 
 class RedisBackend(Backend):
@@ -72,6 +91,9 @@ class RedisBackend(Backend):
     `client` is a `redis.asyncio.Redis` as the application has configured it: TLS, users, unix sockets, or
     `Sentinel(...).master_for(...)`. Only its way to connect is used. Each event loop has one connection, which all
     callers share. It is made when it is first needed.
+
+    `Cache.sync` makes connections of its own, with the settings of `client`, or as `sync_client` (a `redis.Redis`)
+    has them: give that where the first are for asyncio alone.
 
     `prefix` begins all names in Redis; caches that share it share one journal (use `Cache(namespace=...)` to keep them
     apart). A command has `timeout` seconds to be answered, a connection `connect_timeout` to be made; past
@@ -96,8 +118,11 @@ class RedisBackend(Backend):
         max_body: int = 16 * 1024 * 1024,
         max_tags: int = 1_000_000,
         hmac_key: bytes | None = None,
+        sync_client: SyncRedis | None = None,
     ) -> None:
         _check_client(client)
+        if sync_client is not None and not isinstance(sync_client, SyncRedis):
+            raise ConfigurationError(f"RedisBackend(sync_client={sync_client!r}): give a redis.Redis")
         for name, limit in {
             "max_waiting": max_waiting,
             "compress_from": compress_from,
@@ -128,6 +153,9 @@ class RedisBackend(Backend):
             max_waiting=max_waiting,
             max_tags=max_tags,
         )
+        self._run = self._client.run
+        self._connects_by = client if sync_client is None else sync_client
+        self._blocking: tuple[RedisBackend, BlockingClient] | None = None
 
     @classmethod
     def from_url(cls, url: str, **options: Unpack[RedisOptions]) -> Self:
@@ -152,7 +180,21 @@ class RedisBackend(Backend):
         return f"<RedisBackend {self._client.address}, prefix {self._base}>"
 
     async def aclose(self) -> None:
+        self.close_blocking()
         await self._client.close()
+
+    def blocking(self) -> Backend:
+        with _making:
+            if self._blocking is None:
+                client = BlockingClient(self._client, Way(self._connects_by, self._client.address))
+                backend = copy.copy(self)
+                backend._run = client.run
+                self._blocking = backend, client
+            return self._blocking[0]
+
+    def close_blocking(self) -> None:
+        if self._blocking is not None:
+            self._blocking[1].close()
 
     def _entry_name(self, key: str) -> str:
         return f"{self._base}entry:{key}"
@@ -380,7 +422,7 @@ class RedisBackend(Backend):
 
     async def tags(self, key: str) -> tuple[str, ...] | None:
         """The tags of the entry of `key`, if it is valid; None without one. Its body is not fetched."""
-        (*_, about), _ = await self._client.run(READ, [self._journal, self._entry_name(key)], [])
+        (*_, about), _ = await self._run(READ, [self._journal, self._entry_name(key)], [])
         if about is None or about[1] is not None:
             return None
         try:
@@ -466,7 +508,7 @@ class RedisBackend(Backend):
             raise ConfigurationError(
                 "add_tags() changes an entry on the server, and hmac_key= seals entries against that"
             )
-        answer, _ = await self._client.run(TAG, [self._journal, self._entry_name(key)], tuple(tags))
+        answer, _ = await self._run(TAG, [self._journal, self._entry_name(key)], tuple(tags))
         return answer[2] is not None
 
     # --- what invalidates ---------------------------------------------------------------------------
@@ -502,7 +544,7 @@ class RedisBackend(Backend):
 
     async def unchanged(self, tags: Sequence[str], since: Stamp) -> bool:
         newest = self._client.newest
-        answer, _ = await self._client.run(UNCHANGED, [self._journal], [*since, *tags])
+        answer, _ = await self._run(UNCHANGED, [self._journal], [*since, *tags])
         # Where the journal has gone back meanwhile, a new epoch has begun, and the answer was the old one's.
         return bool(answer[2]) and self._client.newest.epoch == newest.epoch == since.epoch
 
@@ -510,7 +552,7 @@ class RedisBackend(Backend):
         self, tags: tuple[str, ...], script: Script, keys: Sequence[str], args: Sequence[str | int]
     ) -> tuple[list[Any], bool]:
         try:
-            return await self._client.run(script, keys, args, takes_number=True)
+            return await self._run(script, keys, args, takes_number=True)
         except BackendError as error:
             raise InvalidationError(
                 f"{listed([describe(tag) for tag in tags], 5)} may not have been invalidated: {error}", tags
@@ -523,7 +565,7 @@ class RedisBackend(Backend):
         if ours in (0, wanted):
             self._client.max_ttl = wanted
             try:
-                (*_, theirs), _ = await self._client.run(OPEN, [self._journal], [])
+                (*_, theirs), _ = await self._run(OPEN, [self._journal], [])
             except BaseException:
                 self._client.max_ttl = ours
                 raise

@@ -4,11 +4,13 @@ import asyncio
 import contextvars
 import os
 import secrets
+import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet
 
 from hiredis import ReplyError
@@ -35,6 +37,21 @@ class WentBackError(Exception):
         self.epoch = epoch
 
 
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+class Reached(Protocol):
+    """A connection, of whatever kind, and who is behind it. See `Link`."""
+
+    run: str
+    failed: bool
+    ended: bool
+
+    @property
+    def connection(self) -> Closable: ...
+
+
 _clients: "WeakSet[Client]" = WeakSet()
 
 
@@ -50,8 +67,9 @@ if hasattr(os, "register_at_fork"):
 class Client:
     """Connections to a server, one for each event loop, and scripts on `journal`, the name of the journal.
 
-    `max_ttl` is what the journal is to be made with, in microseconds (0: not known yet); `newest` is the journal's
-    stamp as far as this process has seen it.
+    What it knows of the journal, and of failures, counts for connections of other kinds too (`blocking.py`): for any
+    number of threads. `max_ttl` is what the journal is to be made with, in microseconds (0: not known yet); `newest` is
+    the journal's stamp as far as this process has seen it.
     """
 
     def __init__(
@@ -62,10 +80,11 @@ class Client:
         self.newest = Stamp(0, 0)
         self._left: deque[int] = deque(maxlen=1000)  # epochs that were followed by others
         self._run = ""  # who the server was when it was last connected to
+        self._noting = threading.Lock()
         self._redis = redis
-        self._journal = journal
-        self._timeout = timeout
-        self._connect_timeout = connect_timeout
+        self.journal = journal
+        self.timeout = timeout
+        self.connect_timeout = connect_timeout
         self._max_waiting = max_waiting
         self._max_tags = max_tags
         self._breaker = Breaker(time.monotonic)
@@ -123,13 +142,25 @@ class Client:
             raise
 
     async def _connect(self, loop: asyncio.AbstractEventLoop) -> Link:
+        with self.trying():
+            try:
+                async with asyncio.timeout(self.connect_timeout):
+                    link = await self._open()
+            except TimeoutError:
+                raise TimedOutError(f"no connection to {self.address} within {self.connect_timeout} s") from None
+        link.connection.on_timeout = partial(self.failing, link)
+        self._links[loop] = link
+        return link
+
+    def may_try(self) -> None:
+        """Raise `BackendError` where it has failed so often that it is left alone for a while."""
+        self._breaker.check()
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """Count whether a connection can be made."""
         try:
-            async with asyncio.timeout(self._connect_timeout):
-                link = await self._open()
-        except TimeoutError:
-            late = TimedOutError(f"no connection to {self.address} within {self._connect_timeout} s")
-            self._breaker.failed(str(late))
-            raise late from None
+            yield
         except BackendError as error:
             self._breaker.failed(str(error))
             raise
@@ -140,30 +171,36 @@ class Client:
             self._breaker.failed(str(error))
             raise BackendError(str(error)) from error
         self._breaker.worked()
-        link.connection.on_timeout = partial(self.failing, link)
-        self._links[loop] = link
-        return link
 
     async def _open(self) -> Link:
         """A connection that may be trusted: a server that did not write the journal begins a new epoch first."""
         link = await open_link(
             self._redis,
             self.address,
-            connect_timeout=self._connect_timeout,
-            timeout=self._timeout,
+            connect_timeout=self.connect_timeout,
+            timeout=self.timeout,
             max_waiting=self._max_waiting,
         )
         try:
             newest = self.newest
-            epoch, seq, _ = await self._send(link, OPEN, [self._journal], [])
-            other = self._run not in ("", link.run)  # it may have missed what was invalidated where this process was
-            if not self.note(newest, Stamp(epoch, seq)) or other:
+            epoch, seq, _ = await self._send(link, OPEN, [self.journal], [])
+            if not self.meet(link, newest, Stamp(epoch, seq)):
                 await self._begin_epoch(link, epoch)
-            self._run = link.run
+            self.met(link)
         except BaseException:
             link.connection.close()
             raise
         return link
+
+    def meet(self, link: Reached, newest: Stamp, stamp: Stamp) -> bool:
+        """Whether the journal behind a new connection is to be trusted: else a new epoch begins before `met`.
+
+        Another server may have missed what was invalidated where this process was.
+        """
+        return self.note(newest, stamp) and self._run in ("", link.run)
+
+    def met(self, link: Reached) -> None:
+        self._run = link.run
 
     def _made(self, loop: asyncio.AbstractEventLoop, task: "asyncio.Task[Link]") -> None:
         if self._connecting.get(loop) is task:
@@ -184,6 +221,7 @@ class Client:
         self._links = {}
         self._connecting = {}
         self._breaker = Breaker(time.monotonic)
+        self._noting = threading.Lock()
 
     async def close(self) -> None:
         self._drop_closed_loops()
@@ -196,7 +234,7 @@ class Client:
             link.ended = True
             link.connection.close()
 
-    def failing(self, link: Link, why: str) -> None:
+    def failing(self, link: Reached, why: str) -> None:
         """Count a connection that gave no answer, once for all who waited for one."""
         if not link.failed and not link.ended:
             link.failed = True
@@ -204,18 +242,21 @@ class Client:
 
     # --- commands ----------------------------------------------------------------------------------
 
-    def _arguments(self, link: Link, keys: Sequence[str], args: Sequence[str | int]) -> tuple[str | int, ...]:
+    def _arguments(self, link: Reached, keys: Sequence[str], args: Sequence[str | int]) -> tuple[str | int, ...]:
         return (len(keys), *keys, link.run, secrets.randbits(52) + 1, self.max_ttl, self._max_tags, *args)
 
-    def evalsha(self, link: Link, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> bytes:
+    def evalsha(self, link: Reached, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> bytes:
         return pack("EVALSHA", script.sha, *self._arguments(link, keys, args))
+
+    def eval(self, link: Reached, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> bytes:
+        """For a server that has forgotten the script: it knows it from then on."""
+        return pack("EVAL", script.text, *self._arguments(link, keys, args))
 
     async def _send(self, link: Link, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> list[Any]:
         """The reply to a script."""
         (answer,) = await link.connection.send(self.evalsha(link, script, keys, args), 1)
         if isinstance(answer, ReplyError) and str(answer).startswith("NOSCRIPT"):
-            request = pack("EVAL", script.text, *self._arguments(link, keys, args))
-            (answer,) = await link.connection.send(request, 1)
+            (answer,) = await link.connection.send(self.eval(link, script, keys, args), 1)
         if isinstance(answer, ReplyError):
             raise self.refused(link, answer)
         if link.moved:
@@ -226,7 +267,7 @@ class Client:
     def moved(self) -> MovedError:
         return MovedError(f"{self.address} is not the server that it was")
 
-    def refused(self, link: Link, reply: Exception) -> BackendError:
+    def refused(self, link: Reached, reply: Exception) -> BackendError:
         """What to raise for an error reply, the connection left if the server is not the one to talk to."""
         what, error = outcome(reply), refusal(reply, self.address)
         if what is not Outcome.KEEP:
@@ -263,25 +304,30 @@ class Client:
         It is not, where a number is gone that was known, or where the epoch is one that had been left: the server
         is one of before, which has missed what was invalidated since.
         """
-        if stamp.epoch != newest.epoch:
-            if stamp.epoch in self._left:
+        with self._noting:
+            if stamp.epoch != newest.epoch:
+                if stamp.epoch in self._left:
+                    return False
+                if newest.epoch == self.newest.epoch:  # nobody has found a newer one meanwhile
+                    self._left.append(newest.epoch)
+                    self.newest = stamp
+            elif stamp.seq < newest.seq + takes_number:
                 return False
-            if newest.epoch == self.newest.epoch:  # nobody has found a newer one meanwhile
-                self._left.append(newest.epoch)
+            elif stamp.epoch == self.newest.epoch and stamp.seq > self.newest.seq:
                 self.newest = stamp
-        elif stamp.seq < newest.seq + takes_number:
-            return False
-        elif stamp.epoch == self.newest.epoch and stamp.seq > self.newest.seq:
-            self.newest = stamp
-        return True
+            return True
 
     async def begin_epoch(self, seen: int) -> Stamp:
         """A new epoch, if it is still the one that was `seen`: the journal has lost what it had."""
         return await self._begin_epoch(await self.link(), seen)
 
     async def _begin_epoch(self, link: Link, seen: int) -> Stamp:
-        stamp = Stamp(*await self._send(link, EPOCH, [self._journal], [seen]))
-        if stamp.epoch != self.newest.epoch:
-            self._left.append(self.newest.epoch)
-        self.newest = stamp
+        return self.begun(Stamp(*await self._send(link, EPOCH, [self.journal], [seen])))
+
+    def begun(self, stamp: Stamp) -> Stamp:
+        """A new epoch has begun."""
+        with self._noting:
+            if stamp.epoch != self.newest.epoch:
+                self._left.append(self.newest.epoch)
+            self.newest = stamp
         return stamp

@@ -65,7 +65,7 @@ class TimedOutError(BackendError):
     """No reply, no connection or no room within the time. Whether a command ran is not known."""
 
 
-class _NotRedisError(BackendError):
+class NotRedisError(BackendError):
     """What came is no reply of Redis."""
 
 
@@ -73,7 +73,7 @@ class _NotRedisError(BackendError):
 NOT_REDIS = (
     refusals.InvalidResponse,
     hiredis.ProtocolError,
-    _NotRedisError,
+    NotRedisError,
     AttributeError,
     LookupError,
     TypeError,
@@ -207,7 +207,7 @@ class Connection(asyncio.Protocol):
                 if not future.done():  # Its caller may have been cancelled.
                     future.set_result(reply)
         except hiredis.ProtocolError as error:
-            self._lose(_NotRedisError, f"{self.address} answered wrongly: {error}")
+            self._lose(NotRedisError, f"{self.address} answered wrongly: {error}")
             return
         self._waiting -= answered
         if self.is_full:
@@ -429,7 +429,7 @@ async def connect(client: Redis, *, connect_timeout: float, timeout: float, max_
         if connection is not None:
             connection.close()
         if isinstance(error, Exception):
-            raise _explained(error, address, connect_timeout) from None
+            raise explained(error, address, connect_timeout) from None
         raise
     finally:
         handshake.end()
@@ -519,8 +519,8 @@ def address_of(client: Redis) -> str:
     return f"Redis at {where}" + (f", database {options['db']}" if options.get("db") else "")
 
 
-def _explained(error: Exception, address: str, seconds: float) -> BackendError | ConfigurationError:
-    """What `connect` raises where this is why it has failed."""
+def explained(error: Exception, address: str, seconds: float) -> BackendError | ConfigurationError:
+    """What to raise where this is why no connection could be made."""
     if isinstance(error, TimeoutError | refusals.TimeoutError):
         return TimedOutError(f"no connection to {address} within {seconds} s")
     said = (str(error) or repr(error)).partition(", with args")[0]  # it repeats what it was sent: a password

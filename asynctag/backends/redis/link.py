@@ -26,7 +26,8 @@ MAX_KEPT_BYTES, MAX_ENTRY_KEPT = 8 * 1024 * 1024, 128 * 1024
 #: The age, in seconds, at which it is asked again who the server is.
 CHECK_AGE = 1.0
 
-_WHO = pack("INFO", "server", "replication")
+#: Asks who the server is.
+WHO = pack("INFO", "server", "replication")
 
 REDIS_NEEDED, VALKEY_NEEDED = (7, 0), (7, 2)
 
@@ -97,7 +98,7 @@ class Link:
         now = monotonic()
         if now - self._checked >= CHECK_AGE:
             self._checked = now
-            self.connection.send(_WHO, 1).add_done_callback(self._see_who)
+            self.connection.send(WHO, 1).add_done_callback(self._see_who)
 
     def _see_who(self, asked: "asyncio.Future[list[Any]]") -> None:
         if asked.cancelled() or asked.exception() is not None:

@@ -237,7 +237,7 @@ class SyncBlock(Block):
         alone: bool = False,
     ) -> None:
         super().__init__(cache, filler, options, parent, alone=alone)
-        self._writer = writer
+        self.writer = writer
         _blocks.add(self)
 
     def disown(self) -> None:
@@ -259,10 +259,10 @@ class SyncBlock(Block):
 
     async def _release(self, names: list[str], holder: str, lag: Lag) -> None:
         try:
-            await self._writer.release(names, holder, lag, namespace=self._namespace)
+            await self.writer.release(names, holder, lag, namespace=self._namespace)
         except BaseException as error:  # what a signal raises: of what the backend says nothing is raised
-            self._writer.keep_release(names, lag, error, self._namespace)
-            self._writer.see_to_retries()
+            self.writer.keep_release(names, lag, error, self._namespace)
+            self.writer.see_to_retries()
             raise
 
 

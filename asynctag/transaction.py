@@ -268,9 +268,7 @@ class Block:
         due = clock() >= root._renew_at
         written = await root._lease(list(root.names) if due else names, by, queue=queue, namespace=cache.namespace)
         if root.over or root.holder != holder:  # the end came meanwhile, and may have missed them
-            written = await by.invalidate(
-                names, queue=queue, namespace=cache.namespace, lag=root.lag, holder=holder
-            )
+            written = await by.invalidate(names, queue=queue, namespace=cache.namespace, lag=root.lag, holder=holder)
             await cache._tell(list(names))
         elif not root._is_renewed:
             root._is_renewed = by.keep_renewing(root)

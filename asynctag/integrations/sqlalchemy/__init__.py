@@ -20,5 +20,6 @@ except ModuleNotFoundError as error:  # pragma: no cover - depends on what is in
     ) from error
 
 from asynctag.integrations.sqlalchemy.names import row_tag, row_tags, table_tag, table_tags
+from asynctag.integrations.sqlalchemy.units import UnitsOfWork, unit_of_work
 
-__all__ = ["row_tag", "row_tags", "table_tag", "table_tags"]
+__all__ = ["UnitsOfWork", "row_tag", "row_tags", "table_tag", "table_tags", "unit_of_work"]

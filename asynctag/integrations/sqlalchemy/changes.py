@@ -170,6 +170,10 @@ def _key_names(mapper: Mapper[Any]) -> list[str]:
     return [mapper.get_property_by_column(column).key for column in mapper.primary_key]
 
 
+def values_of_key(state: InstanceState[Any]) -> dict[str, object]:
+    return dict(zip(_key_names(state.mapper), state.identity or (), strict=False))
+
+
 def _read_unknown(
     state: InstanceState[Any], values: Mapping[str, object], connection: sa.Connection
 ) -> dict[str, object]:

@@ -111,8 +111,11 @@ def _name_tables(compiled: SQLCompiler) -> Named:
     look_up = None
     if selects == 1 and not written and not unseen and isinstance(statement, sa.Select):
         look_up = _look_up(compiled, statement)
-    names = [frozenset(map(name_of, tables)) for tables in (read, written, followed)]
-    return Named(*names, look_up, unseen)
+    return Named(_names(read), _names(written), _names(followed), look_up, unseen)
+
+
+def _names(tables: Iterable[TableClause]) -> frozenset[str]:
+    return frozenset(map(name_of, tables))
 
 
 # --- text

@@ -1,6 +1,5 @@
 """One session that is followed: what it changes is held from before its commits till after them."""
 
-import logging
 import re
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias
@@ -14,9 +13,8 @@ from asynctag.integrations.sqlalchemy.events import UNIT, units
 from asynctag.integrations.sqlalchemy.reads import Reads
 from asynctag.integrations.sqlalchemy.statements import isolation_of, named_by
 from asynctag.names import tag_name
+from asynctag.pending import Invalidator
 from asynctag.transaction import Block
-
-logger = logging.getLogger("asynctag")
 
 #: Waits for a coroutine, in the midst of SQLAlchemy's own code, which is synchronous.
 Wait: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -36,22 +34,31 @@ def level_of_block(isolation: str) -> str:
 class Unit:
     """Follows `session` in `block`, from its first statement to its end. Used by one task at a time, as a session is.
 
-    `tells_isolation`: the block is to be told the isolation of each connection. `wait` is for the session's events.
+    `wait` is for the session's events; `by` writes instead of the block's own, where they wait by blocking.
+    `tells_isolation`: the block is to be told the isolation of each connection.
     """
 
     def __init__(
-        self, cache: Cache, block: Block, session: Session, wait: Wait, *, tells_isolation: bool, reads: Reads | None
+        self,
+        cache: Cache,
+        block: Block,
+        session: Session,
+        wait: Wait,
+        *,
+        by: Invalidator | None = None,
+        tells_isolation: bool,
+        reads: Reads | None,
     ) -> None:
         self._cache = cache
         self._block = block
         self._session = session
         self._wait = wait
+        self._by = by
         self._tells_isolation = tells_isolation
         self._reads = reads
         self._changes = Changes()
         self._connections: list[sa.Connection] = []
-        #: Whether the database's transaction is under way, as far as anybody has told.
-        self.is_open = False
+        self._is_open = False  # the database's transaction, as far as anybody has told
         self._at_once = block.root.isolation == "read uncommitted"
         self._flush_is_due = self._is_flushing = False
         self._written: set[str] = set()  # by the flush that is under way
@@ -61,7 +68,9 @@ class Unit:
         session.info[CHANGES] = self._changes
 
     def leave(self) -> None:
-        """Follow the session no longer."""
+        """Follow the session no longer, as its block is about to end."""
+        if self._is_open:  # closing it failed, or goes on elsewhere
+            self._block.doubt()
         self._session.info.pop(UNIT, None)
         self._session.info.pop(CHANGES, None)
         self._let_go_of_connections()
@@ -69,7 +78,7 @@ class Unit:
     # --- the transaction -------------------------------------------------------------------------------
 
     def begins(self) -> None:
-        self.is_open = True
+        self._is_open = True
 
     def connected(self, connection: sa.Connection) -> None:
         """Before the first statement on it; again, for each savepoint."""
@@ -95,7 +104,7 @@ class Unit:
     def ends(self) -> None:
         """After the commit, or the rollback; the connections are given back already. Raises nothing of a backend."""
         self._let_go_of_connections()
-        self.is_open = False
+        self._is_open = False
         if self._wrote_unseen and not self._is_committed:
             self._block.drop()
         if self._is_in_doubt:
@@ -150,7 +159,7 @@ class Unit:
         new = tags - self._held
         if new:
             names = [tag_name(self._cache.namespace, one) for one in sorted(new)]
-            self._wait(self._block.invalidate(self._cache, names, None))
+            self._wait(self._block.invalidate(self._cache, names, None, by=self._by))
             self._held |= new
 
     # --- what it reads ---------------------------------------------------------------------------------

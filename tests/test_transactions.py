@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import nullcontext
 from contextvars import Context
 from typing import Any
@@ -12,61 +12,16 @@ import anyio
 import pytest
 
 from asynctag import Cache, Cause, ConfigurationError, Hit, InvalidationError, LifecycleError, Miss, add_tags
-from asynctag.backends.base import Reading, Stamp
 from asynctag.backends.memory import MemoryBackend
 from asynctag.testing import FakeClock, assert_hit, assert_miss, fake_clock
 from asynctag.transaction import MAX_HELD, NOT_KNOWN, Options, Transaction
+from tests.told import Told
 
 __all__ = ["fake_clock"]
 
 pytestmark = pytest.mark.anyio
 
 LEVELS: list[Any] = ["read uncommitted", "read committed", "repeatable read", "serializable"]
-
-
-class Told(MemoryBackend):
-    """A memory that notes what it is asked for, and fails where it is told to."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.asked: list[str] = []
-        self.fails: set[str] = set()
-        self.waits: dict[str, anyio.Event] = {}
-
-    async def _note(self, what: str) -> None:
-        self.asked.append(what)
-        if what in self.fails:
-            raise InvalidationError(f"{what} fails")
-        if what in self.waits:
-            await self.waits[what].wait()
-
-    async def read(self, key: str) -> Reading:
-        await self._note("read")
-        return await super().read(key)
-
-    async def write_many(self, entries: Any) -> Any:
-        await self._note("write")
-        return await super().write_many(entries)
-
-    async def write(self, entry: Any) -> Any:
-        await self._note("write")
-        return await super().write(entry)
-
-    async def invalidate(self, tags: Iterable[str], *, soft: bool = False) -> None:
-        await self._note("invalidate")
-        await super().invalidate(tags, soft=soft)
-
-    async def lease(self, tags: Iterable[str], holder: str, duration: float) -> bool:
-        await self._note("lease")
-        return await super().lease(tags, holder, duration)
-
-    async def release(self, tags: Iterable[str], holder: str, *, lag: float = 0.0, serve: bool = False) -> None:
-        await self._note("release")
-        await super().release(tags, holder, lag=lag, serve=serve)
-
-    async def unchanged(self, tags: Sequence[str], since: Stamp) -> bool:
-        await self._note("unchanged")
-        return await super().unchanged(tags, since)
 
 
 @pytest.fixture
@@ -1091,9 +1046,7 @@ async def test_an_isolation_that_is_told_later(cache: Cache, read: Read, isolati
     await assert_miss(cache, "y")
 
 
-async def test_a_cancelled_invalidation_is_held(
-    cache: Cache, backend: Told, read: Read, fake_clock: FakeClock
-) -> None:
+async def test_a_cancelled_invalidation_is_held(cache: Cache, backend: Told, read: Read, fake_clock: FakeClock) -> None:
     """Whether it was written cannot be known: the end holds it, and then it is invalidated."""
     await read()
     backend.waits["lease"] = anyio.Event()

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.orm import InstanceState, Mapper, RelationshipDirection, object_session
+from sqlalchemy.orm import InstanceState, Mapper, RelationshipDirection, RelationshipProperty, object_session
 from sqlalchemy.orm.exc import UnmappedColumnError
 
 from asynctag.errors import InvalidTagError
@@ -124,12 +124,18 @@ def _tables_told(mapper: Mapper[Any]) -> frozenset[str]:
             for one in mapper.registry.mappers
             for relationship in one.relationships
             if relationship.post_update
-            for table in (*relationship.mapper.tables, *relationship.parent.tables)
+            for table in _mapper_of_key(relationship).tables
         }
         made = _told[mapper] = frozenset(
             name_of(table) for table in mapper.tables if isinstance(table, sa.Table) and table not in afterwards
         )
         return made
+
+
+def _mapper_of_key(relationship: RelationshipProperty[Any]) -> Mapper[Any]:
+    """That of the rows which refer to others."""
+    is_many_to_one = relationship.direction is RelationshipDirection.MANYTOONE
+    return relationship.parent if is_many_to_one else relationship.mapper
 
 
 def _replaced(state: InstanceState[Any]) -> InstanceState[Any] | None:

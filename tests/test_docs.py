@@ -17,6 +17,7 @@ import asynctag
 import asynctag.backends.memory
 import asynctag.http
 import asynctag.integrations.fastapi
+import asynctag.integrations.sqlalchemy
 import asynctag.testing
 
 ROOT = Path(__file__).parent.parent
@@ -145,6 +146,7 @@ PUBLIC = [
     *asynctag.__all__,
     *asynctag.http.__all__,
     *asynctag.integrations.fastapi.__all__,
+    *asynctag.integrations.sqlalchemy.__all__,
     *asynctag.testing.__all__,
 ]
 

@@ -169,7 +169,7 @@ def _follow(table: TableClause, keys: frozenset[str] | None, found: set[TableCla
             if any(name != table.fullname for name, _, _ in targets) or other in found:
                 continue
             action = (constraint.ondelete if keys is _DELETED else constraint.onupdate) or ""
-            reached = keys is _DELETED or keys is _ANY or not keys.isdisjoint(key for _, _, key in targets)
+            reached = keys is None or keys is _ANY or not keys.isdisjoint(key for _, _, key in targets)
             if reached and action.upper() in _CHANGES:
                 found.add(other)
                 goes = keys is _DELETED and action.upper() == "CASCADE"

@@ -543,7 +543,8 @@ class Cache:
 
         `tags` (a tuple of `str`) are as they were written; keys, functions and namespaces are described, as in
         `Explanation.invalidated_by`. What the hook raises reaches who has invalidated; the cache itself is done by
-        then. For purging a CDN, say. May be used as a decorator.
+        then. Where `sync` has invalidated, an async hook is waited for in the event loop that waits for this thread, or
+        in one of its own. For purging a CDN, say. May be used as a decorator.
         """
         if not callable(hook):
             raise ConfigurationError(f"after_invalidation({hook!r}): give a function of a tuple of tags")

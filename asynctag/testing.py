@@ -578,15 +578,17 @@ class BackendContract:
         assert not (await self.put(backend, tags=[RED], stamp=during)).accepted
         assert (await self.put(backend, tags=[RED])).accepted
 
-    async def test_a_lag_that_is_served_may_end_sooner(self, backend: Backend) -> None:
+    async def test_a_lag_that_is_served_may_end_sooner(self, backend: Backend, clock: Any) -> None:
         """Released again, tags are invalidated once more, and what is stored from then on lives as it should."""
-        await backend.release([RED], "me", lag=10 * self.unit, serve=True)
+        await backend.release([RED], "me", lag=3 * self.unit, serve=True)
         await self.put(backend, value="from a replica", tags=[RED])
         during = (await backend.read(PAGE)).stamp
         await backend.release([RED], "me")
         assert (await backend.read(PAGE)).entry is None
         assert not (await self.put(backend, tags=[RED], stamp=during)).accepted
-        assert (await self.put(backend, tags=[RED])).accepted
+        assert (await self.put(backend, tags=[RED], fresh=20)).accepted
+        await self.advance(backend, clock, 4 * self.unit)
+        assert (await backend.read(PAGE)).entry is not None
 
     async def test_each_lag_that_is_served_invalidates(self, backend: Backend, clock: Any) -> None:
         """The end of the first of two counts, though the second goes on."""
@@ -597,7 +599,7 @@ class BackendContract:
         await self.advance(backend, clock, 3 * self.unit)
         assert (await backend.read(PAGE)).entry is None
         assert not (await self.put(backend, tags=[RED], stamp=during)).accepted
-        assert (await self.put(backend, tags=[RED])).accepted
+        assert (await self.put(backend, tags=[RED], fresh=20)).accepted
         assert (await backend.read(PAGE)).entry is not None
         await self.advance(backend, clock, 6 * self.unit)
         assert (await backend.read(PAGE)).entry is None

@@ -217,9 +217,11 @@ class Block:
 
     def hold(self, filler: Filler, entry: Entry) -> Written:
         """Keep `entry` back until the end, if it may be stored at all."""
-        block = self._of(filler.backend)
+        block, stamp = self._of(filler.backend), self._view(filler).stamp
         if block is None or block.over or entry.stamp is OF_NO_EPOCH:
             return Written(False)
+        if stamp is not None and (entry.stamp.epoch != stamp.epoch or entry.stamp.seq > stamp.seq):
+            return Written(False)  # from a look-up outside of the block, of which it knows nothing
         if block._stores_nothing() or block._size + entry.size > MAX_HELD:
             return Written(False)
         replaced = block.held.get(entry.key)
@@ -373,7 +375,7 @@ class Block:
         around = self.around
         while around is not None and around.root.over:
             around = around.around
-        if self.held and not self.dropped and around is None:
+        if self.held and around is None:
             await self.filler.write_many(list(self.held.values()))
 
     async def _release(self, names: list[str], holder: str, lag: Lag) -> None:

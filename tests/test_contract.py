@@ -246,6 +246,10 @@ class OneLag(MemoryBackend):
         await super().release(tags, "lag", lag=lag, serve=serve)
 
 
+class OneServedLag(OneLag):
+    """The last one's end counts for the others too."""
+
+
 class ServesWhatItHolds(MemoryBackend):
     """What is stored while replicas lag behind lives as long as anything else."""
 
@@ -295,6 +299,7 @@ BROKEN = {
     NoLag: "test_a_lag_holds_tags_past_the_release",
     LagsEndByThemselves: "test_a_lag_may_end_sooner",
     OneLag: "test_each_lag_has_an_end_of_its_own",
+    OneServedLag: "test_each_lag_that_is_served_invalidates",
     ServesWhatItHolds: "test_a_lag_that_is_served_lets_entries_be_stored",
     StoresWhatWasComputedInALag: "test_each_lag_that_is_served_invalidates",
     ServedLagsStay: "test_a_lag_that_is_served_may_end_sooner",

@@ -85,11 +85,12 @@ def test_what_the_cache_offers() -> None:
         "override",
         "queued_invalidations",
         "set",
+        "sync",
         "transaction",
     ]
     assert all(getattr(asynctag.Cache, name).__doc__ for name in methods)
     offered = sorted(name for name in vars(asynctag.Cached) if not name.startswith("_"))
-    assert offered == ["explain", "invalidate", "invalidate_all", "key", "refresh", "uncached"]
+    assert offered == ["explain", "invalidate", "invalidate_all", "key", "refresh", "sync", "uncached"]
     assert all(getattr(asynctag.Cached, name).__doc__ for name in offered)
 
 

@@ -337,7 +337,9 @@ def test_an_error_ends_it_too(cache: Cache, backend: Told, error: type[BaseExcep
 
 
 def test_a_generator_that_is_left_in_the_middle(cache: Cache, backend: Told) -> None:
-    """The garbage collector ends it, and with it the block."""
+    """The garbage collector ends it, and with it the block; hooks are told."""
+    told: list[tuple[str, ...]] = []
+    cache.after_invalidation(told.append)
 
     def rows() -> Iterator[int]:
         with cache.sync.transaction():
@@ -349,6 +351,7 @@ def test_a_generator_that_is_left_in_the_middle(cache: Cache, backend: Told) -> 
     del one
     gc.collect()
     assert backend.asked == ["lease", "release"]
+    assert told == [("x",)]
 
 
 def test_savepoints(cache: Cache, backend: Told) -> None:

@@ -15,6 +15,7 @@ from asynctag import Cache, Cause, ConfigurationError, Hit, InvalidationError, L
 from asynctag.backends.memory import MemoryBackend
 from asynctag.testing import FakeClock, assert_hit, assert_miss, fake_clock
 from asynctag.transaction import MAX_HELD, NOT_KNOWN, Options, Transaction
+from tests.test_contract import Handle
 from tests.told import Told
 
 __all__ = ["fake_clock"]
@@ -80,6 +81,12 @@ async def _fail(cache: Cache, steps: Iterable[Callable[[], Awaitable[object]]], 
         for step in steps:
             await step()
         raise error
+
+
+def kept_back(transaction: Transaction) -> dict[str, Any]:
+    """What it holds to store it at its end."""
+    assert transaction._entered is not None
+    return transaction._entered[0].held
 
 
 async def cause(cache: Cache, key: str = "x") -> Cause | None:
@@ -157,10 +164,12 @@ async def test_what_is_not_committed_is_served_to_nobody(cache: Cache, read: Rea
 
 async def test_what_is_computed_before_the_first_invalidation_is_not_stored_either(cache: Cache, read: Read) -> None:
     """A block that has changed anything stores nothing: it may have read its own rows before it said so."""
-    async with cache.transaction():
+    async with cache.transaction() as transaction:
         assert await read("y", view={"y": "y@mine"}) == "y@mine"
+        assert kept_back(transaction)
         await cache.invalidate("x")
         assert await read("y", view={"y": "y@mine"}) == "y@mine"
+        assert not kept_back(transaction)
     await assert_miss(cache, "y")
 
 
@@ -286,6 +295,7 @@ async def test_a_session_that_was_rolled_back_stores_nothing(cache: Cache, read:
         await read(view={"x": "x@mine"})
         transaction.drop_stores()
         await read("y", view={"y": "y@mine"})
+        assert not kept_back(transaction)
     await assert_miss(cache, "x")
     await assert_miss(cache, "y")
 
@@ -341,6 +351,19 @@ async def test_set_and_lookup_keep_to_the_block(cache: Cache) -> None:
     assert await cache.get("x") == "x@0"
 
 
+@pytest.mark.parametrize("isolation", LEVELS)
+async def test_what_was_looked_up_outside_of_a_block_and_is_set_in_it(cache: Cache, isolation: Any) -> None:
+    """Its stamp may be newer than what the block sees, and older than what it must not store."""
+    before = await cache.lookup("x")
+    async with cache.transaction(isolation=isolation):
+        await outside(cache.invalidate, "x")
+        await cache.set("x", "of the snapshot", since=await outside(cache.lookup, "x"), tags=["x"])
+        await cache.set("y", "of the block", since=before, tags=["y"])
+    stored = await cache.get_many(["x", "y"])
+    assert ("x" in stored) is (isolation == "read committed")
+    assert ("y" in stored) is (isolation != "read uncommitted")
+
+
 async def test_refresh_computes_as_of_the_block(cache: Cache, backend: Told, rows: dict[str, str]) -> None:
     """It asks for no number, and is stored at the end, or not at all."""
 
@@ -385,6 +408,52 @@ async def test_many_at_once_in_a_block(cache: Cache, rows: dict[str, str]) -> No
         await cache.invalidate("y")
         await ask("x", "y")
     await assert_miss(cache, "y")
+
+
+async def test_many_at_once_in_a_snapshot(cache: Cache, read: Read, rows: dict[str, str]) -> None:
+    """Each is held against it."""
+    snapshot = dict(rows)
+
+    async def build(keys: list[str]) -> dict[str, str]:
+        return {key: f"{snapshot[key]} of the snapshot" for key in keys}
+
+    await read("y")
+    async with cache.transaction():
+        rows["x"] = "x@1"
+        await outside(cache.invalidate, "x")
+        await outside(read)
+        assert await cache.get_many(["x", "y"]) == {"y": "y@0"}
+        found = await cache.get_or_set_many(["x", "y"], build, tags=lambda key: [key])
+        assert found == {"x": "x@0 of the snapshot", "y": "y@0"}
+
+
+@pytest.mark.parametrize("who_leads", ["inside", "outside"])
+async def test_many_at_once_lead_and_join_no_flight(cache: Cache, who_leads: str) -> None:
+    """Nobody in a block waits for somebody outside, nor the other way round."""
+    building, go = anyio.Event(), anyio.Event()
+    got: dict[str, dict[str, str]] = {}
+
+    async def ask(who: str, *, first: bool) -> None:
+        async def build(keys: list[str]) -> dict[str, str]:
+            if first:
+                building.set()
+                await go.wait()
+            return dict.fromkeys(keys, f"row of {who}")
+
+        got[who] = await cache.get_or_set_many(["x"], build)
+
+    async with anyio.create_task_group() as group:
+        async with cache.transaction():
+            if who_leads == "inside":
+                group.start_soon(lambda: ask("inside", first=True))
+                await building.wait()
+                await outside(lambda: ask("outside", first=False))
+            else:
+                Context().run(group.start_soon, lambda: ask("outside", first=True))
+                await building.wait()
+                await ask("inside", first=False)
+            go.set()
+    assert got == {who: {"x": f"row of {who}"} for who in ("inside", "outside")}
 
 
 # --- isolation -------------------------------------------------------------------------------------
@@ -499,6 +568,24 @@ async def test_a_backend_that_does_not_answer_is_computed_without(cache: Cache, 
         assert await read("y", view={"y": "of the snapshot"}) == "of the snapshot"
     backend.fails = set()
     assert await read("y") == "y@0"
+
+
+async def test_a_backend_that_implements_no_more_than_it_must(read: Read, backend: Told) -> None:
+    """It knows no stamp without asking: a snapshot computes and stores nothing; all that is invalidated counts."""
+    cache = Cache(Handle(backend), default_ttl=100)
+    await read()
+    async with cache.transaction():
+        assert await cache.get_or_set("x", lambda: _value("of the snapshot"), tags=["x"]) == "of the snapshot"
+        assert await cache.get_or_set("new", lambda: _value("new")) == "new"
+    await assert_miss(cache, "new")
+    async with cache.transaction(isolation="read committed"):
+        assert await cache.get_or_set("x", lambda: _value("new")) == "x@0"
+        await cache.get_or_set("new", lambda: _value("new"))
+    await assert_hit(cache, "new")
+    async with cache.transaction():
+        await cache.invalidate("x")
+        assert await cause(cache) is Cause.LEASED
+    assert await cause(cache) is Cause.INVALIDATED
 
 
 # --- flights, and what is stale --------------------------------------------------------------------
@@ -814,6 +901,7 @@ async def test_a_task_that_outlives_the_block(cache: Cache, backend: Told, read:
         assert backend.asked == ["invalidate"]
         assert await read(view={"x": "x@of the block"}) == "x@of the block"
         await assert_miss(cache, "x")
+        assert await cache.get("new") == "stored meanwhile"  # no snapshot counts any more
         await read("y", view={"y": "y@of the block"})
         assert await cache.set("z", "z", since=await cache.lookup("z")) is False
         async with cache.transaction():
@@ -825,6 +913,7 @@ async def test_a_task_that_outlives_the_block(cache: Cache, backend: Told, read:
         async with cache.transaction():
             await cache.invalidate("x")
             group.start_soon(late)
+        await cache.get_or_set("new", lambda: _value("stored meanwhile"))
         over.set()
         await done.wait()
     assert await read() == "x@0"
@@ -841,11 +930,13 @@ async def test_a_computation_that_outlives_the_block_is_not_stored(cache: Cache)
         return "late"
 
     async with anyio.create_task_group() as group:
-        async with cache.transaction():
+        async with cache.transaction() as transaction:
+            held = kept_back(transaction)
             group.start_soon(lambda: cache.get_or_set("x", compute))
             await inside.wait()
         go.set()
     await assert_miss(cache, "x")
+    assert held == {}
 
 
 async def test_an_invalidation_that_is_under_way_as_the_block_ends(cache: Cache, backend: Told, read: Read) -> None:
@@ -1044,6 +1135,27 @@ async def test_an_isolation_that_is_told_later(cache: Cache, read: Read, isolati
         block.tell_isolation("repeatable read")
         assert block.isolation == "read uncommitted"
     await assert_miss(cache, "y")
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cancellation_that_comes_at_the_end(cache: Cache, backend: Told, read: Read) -> None:
+    """It is not lost: it is raised once the end is written."""
+    await read()
+    backend.waits["release"] = anyio.Event()
+
+    async def block() -> None:
+        async with cache.transaction():
+            await cache.invalidate("x")
+
+    task = asyncio.create_task(block())
+    await anyio.wait_all_tasks_blocked()
+    task.cancel()
+    await anyio.wait_all_tasks_blocked()
+    assert not task.done()
+    backend.waits.pop("release").set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await cause(cache) is Cause.INVALIDATED
 
 
 async def test_a_cancelled_invalidation_is_held(cache: Cache, backend: Told, read: Read, fake_clock: FakeClock) -> None:
@@ -1266,6 +1378,7 @@ async def test_a_living_holder_renews(
     monkeypatch.setattr("asynctag.transaction.sleep", sleeps)
     async with cache:
         await read()
+        tasks = len(anyio.get_running_tasks())
         async with cache.transaction(lease=30):
             await cache.invalidate("x")
             await cache.invalidate("y")
@@ -1277,10 +1390,26 @@ async def test_a_living_holder_renews(
             assert await outside(read) == "x@0"
             assert await outside(read) == "x@0"
             assert await cause(cache) is Cause.LEASED
-        leases = backend.asked.count("lease")
+        await anyio.wait_all_tasks_blocked()
+        assert len(anyio.get_running_tasks()) == tasks
+
+
+async def test_a_block_that_was_left_elsewhere_is_not_renewed(
+    cache: Cache, backend: Told, fake_clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the event loop where it was entered, it is found to be over."""
+    sleeps = Sleeps(fake_clock)
+    monkeypatch.setattr("asynctag.transaction.sleep", sleeps)
+    transaction = cache.transaction()
+    async with cache:
+        await outside(_enter_and_invalidate, transaction, cache)
+        await anyio.wait_all_tasks_blocked()
+        thread = threading.Thread(target=lambda: anyio.run(lambda: transaction.__aexit__(None, None, None)))
+        thread.start()
+        await anyio.to_thread.run_sync(thread.join)
         await sleeps.pass_by()
-        assert backend.asked.count("lease") == leases
-    assert len(sleeps.asked) == 10
+    assert backend.asked == ["lease", "release"]
+    assert backend._leases == {}
 
 
 async def test_a_renewal_that_fails_is_tried_again(
@@ -1391,12 +1520,21 @@ async def test_a_transaction_without_a_lag_in_a_cache_that_has_one(backend: Told
 
 async def test_the_longest_lag_of_a_transaction_counts(cache: Cache, backend: Told, fake_clock: FakeClock) -> None:
     """Of its savepoints, and of what is invalidated in it with one of its own."""
+    for longest in (5, 9):
+        async with cache.transaction(replica_lag=2):
+            async with cache.transaction(replica_lag=5):
+                await cache.invalidate("x")
+            await cache.invalidate("y", replica_lag=longest)
+            await cache.invalidate("z", replica_lag=longest - 4)
+        ends = {end - fake_clock.now for holders in backend._leases.values() for end in holders.values()}
+        assert ends == {longest}
+        fake_clock.advance(10)
+        await backend.invalidate(["|t|other"])
+        assert backend._leases == {}
     async with cache.transaction(replica_lag=2):
         async with cache.transaction(replica_lag=5):
             await cache.invalidate("x")
-        await cache.invalidate("y", replica_lag=9)
-    start = fake_clock.now
-    assert {end for holders in backend._leases.values() for end in holders.values()} == {start + 9}
+    assert [end - fake_clock.now for end in backend._leases["|t|x"].values()] == [5]
 
 
 async def test_serving_during_a_lag(cache: Cache, read: Read, rows: dict[str, str], fake_clock: FakeClock) -> None:
@@ -1465,7 +1603,7 @@ async def test_a_probe_of_the_cache(backend: Told, fake_clock: FakeClock) -> Non
 async def test_a_lag_that_is_queued(cache: Cache, backend: Told, fake_clock: FakeClock) -> None:
     """Written later, it lasts as long as is left of it."""
     backend.fails = {"release"}
-    assert await cache.invalidate("x", replica_lag=10, queue=True) is False
+    assert await cache.invalidate("x", soft=True, replica_lag=10, queue=True) is False
     async with cache.transaction(replica_lag=10):
         await cache.invalidate("y")
     assert cache.queued_invalidations == ("x", "y")

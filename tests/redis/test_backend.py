@@ -556,7 +556,7 @@ async def test_pruning_settles_leases_that_nobody_touches(backend: RedisBackend,
     assert redis_server.run("EXISTS", "{asynctag}lease:" + RED) == 0
 
 
-@pytest.mark.parametrize("meet", ["store", "lease", "release"])
+@pytest.mark.parametrize("meet", ["store", "lease", "release", "lag"])
 async def test_a_lease_whose_holder_is_lost_begins_a_new_epoch(
     backend: RedisBackend, redis_server: Server, meet: str
 ) -> None:
@@ -572,6 +572,8 @@ async def test_a_lease_whose_holder_is_lost_begins_a_new_epoch(
             await backend.lease([RED], "b", 30)
         case "release":
             await backend.release([RED], "b")
+        case "lag":
+            await backend.release([RED], "b", lag=10)
     assert (await backend.read(OTHER)).stamp.epoch != epoch
     assert await value(backend, OTHER) is Cause.LOST
 

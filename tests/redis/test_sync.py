@@ -1,5 +1,6 @@
 """The cache without an event loop, on a real server: one round trip each, and what connections that block add to it."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from redis.sentinel import Sentinel as SyncSentinelClient
 from asynctag import Cache, Cause, ConfigurationError, InvalidationError
 from asynctag.backends.redis import RedisBackend, blocking
 from asynctag.backends.redis import link as link_module
+from asynctag.sync import at_once
 from tests.redis.proxy import Proxy
 from tests.redis.servers import Sentinel, Server, eventually
 from tests.redis.test_connection import certificate, with_tls
@@ -263,10 +265,8 @@ def test_a_server_of_before(new_server: NewServer) -> None:
     """A process that wrote to another server meanwhile begins a new epoch: this one has missed what it invalidated."""
     first, second = new_server(), new_server()
     reader = Cache(RedisBackend.from_url(first.url), default_ttl=60)
-    with Proxy(first.address) as address, caching(RedisBackend.from_url(address.url)) as cache:
-        stored(reader, "x", "y")
-        cache.sync.invalidate("y")
-        address.turn_to(second.address)
+    with Proxy(second.address) as address, caching(RedisBackend.from_url(address.url)) as cache:
+        stored(reader, "x")
         cache.sync.invalidate("x")
         assert cause(reader) is None
         address.turn_to(first.address)
@@ -300,20 +300,28 @@ def test_each_side_knows_what_the_other_has_seen(redis_server: Server, other: Ca
 def test_a_server_that_became_another_keeps_its_connections(
     new_server: NewServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A master that was demoted, took over other data and was promoted again: its first answer is not trusted."""
+    """A master that was demoted, took over older data and was promoted again: its first answer is not trusted.
+
+    The journal that it has then is its own, and its numbers tell nothing.
+    """
     monkeypatch.setattr(blocking, "CHECK_AGE", 0.0)
-    server, master = new_server(), new_server()
-    server.run("CLIENT", "NO-EVICT", "ON")
+    server, replica = new_server(), new_server()
     with caching(RedisBackend.from_url(server.url)) as cache:
         cache.sync.invalidate("x")
-        assert (before := cache._filling().backend.newest()).epoch
-        stored(Cache(RedisBackend.from_url(master.url), default_ttl=60), "x")
-        server.replicate(master)
+        replica.replicate(server)
+        cache.sync.invalidate("x")  # the first replica of a server changes its identity
+        eventually("a replica that has everything", lambda: number(replica) == number(server))
+        replica.promote()
+        before = cache._filling().backend.newest()
+        cache.sync.invalidate("x")
+        assert cache._filling().backend.newest().epoch == before.epoch
+        replica.run("ZADD", "{asynctag}journal", -100, "seq")
+        kept = server.run("CLIENT", "LIST", "TYPE", "normal").decode()
+        server.replicate(replica)
         server.promote()
         cache.sync.invalidate("y")
-        after = cache._filling().backend.newest()
-        assert after.epoch != before.epoch
-        assert cause(Cache(RedisBackend.from_url(server.url), default_ttl=60)) is Cause.LOST
+        assert cache._filling().backend.newest().epoch != before.epoch
+        assert kept.count("cmd=evalsha") == 1
 
 
 def test_a_demoted_master_is_left(new_server: NewServer) -> None:
@@ -349,12 +357,29 @@ def test_a_server_that_is_too_old_or_a_cluster(new_server: NewServer) -> None:
 
 
 def test_connections_that_the_server_has_closed(cache: Cache, redis_server: Server) -> None:
-    """Are noticed before anything is sent: the script runs once."""
-    cache.sync.invalidate("x")
+    """Are noticed before anything is sent: nothing is sent twice, so a holder knows that it has held all the time."""
+    backend = cache._filling().backend.blocking()
+    held = [at_once(backend.lease([tag("x")], "me", 10)) for _ in range(2)]
     redis_server.run("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-    before = number(redis_server)
-    cache.sync.invalidate("x")
-    assert number(redis_server) == before + 1
+    held.append(at_once(backend.lease([tag("x")], "me", 10)))
+    assert held == [False, True, True]
+
+
+def test_a_generator_that_is_left_in_the_middle_of_a_transaction(cache: Cache, redis_server: Server) -> None:
+    """Its end is written."""
+
+    def rows() -> Iterator[int]:
+        with cache.sync.transaction():
+            cache.sync.invalidate("x")
+            yield 1
+
+    one = rows()
+    next(one)
+    assert redis_server.run("EXISTS", "{asynctag}lease:" + tag("x"))
+    del one
+    gc.collect()
+    assert not redis_server.run("EXISTS", "{asynctag}lease:" + tag("x"))
+    assert cache.queued_invalidations == ()
 
 
 def test_a_connection_that_breaks_on_the_way_back(redis_server: Server) -> None:
@@ -386,6 +411,22 @@ def test_no_answer_in_time(redis_server: Server) -> None:
         assert number(redis_server) == before + 2
 
 
+def test_a_server_that_answers_nothing_is_left_alone(redis_server: Server) -> None:
+    """A reply that did not come in time counts as a failure, as a connection that could not be made does."""
+    with caching(RedisBackend.from_url(redis_server.url, timeout=0.1, connect_timeout=0.1)) as cache:
+        cache.sync.invalidate("x")
+        said = []
+        redis_server.pause()
+        try:
+            for _ in range(4):
+                with pytest.raises(InvalidationError) as raised:
+                    cache.sync.invalidate("x")
+                said.append("not tried" in str(raised.value))
+        finally:
+            redis_server.resume()
+        assert said == [False, False, False, True]
+
+
 def test_a_server_that_is_down_is_left_alone(new_server: NewServer, caplog: pytest.LogCaptureFixture) -> None:
     """After a few failures it is not tried for a second; the end of a transaction is logged and queued."""
     server = new_server()
@@ -411,8 +452,11 @@ class InterruptError(Exception):
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such signal here")
-def test_a_signal_in_the_middle_of_an_answer(cache: Cache, redis_server: Server) -> None:
+def test_a_signal_in_the_middle_of_an_answer(
+    cache: Cache, redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The connection is closed: the next command would get the reply of the one that was left."""
+    monkeypatch.setattr(blocking.BlockingConnection, "is_quiet", lambda one: True)  # as if that were still to come
 
     def interrupt(*_: object) -> None:
         raise InterruptError
@@ -427,7 +471,7 @@ def test_a_signal_in_the_middle_of_an_answer(cache: Cache, redis_server: Server)
     finally:
         redis_server.resume()
         signal.signal(signal.SIGALRM, before)
-    assert cache.sync.invalidate("x")
+    assert at_once(cache._filling().backend.blocking().lease([tag("x")], "me", 10)) is False  # a deletion said 0
     assert connections(redis_server) == 1
 
 

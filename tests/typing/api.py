@@ -51,6 +51,8 @@ async def functions() -> None:
     assert_type(product.key(635), str)
     assert_type(await product.invalidate(635, region="south"), None)
     assert_type(await product.invalidate_all(), None)
+    assert_type(product.sync.invalidate(635, region="south"), None)
+    assert_type(product.sync.invalidate_all(), None)
     assert_type(await product.refresh(635), Product)
     assert_type(await product.uncached(635), Product)
     assert_type(await product.explain(635), Explanation)
@@ -64,6 +66,7 @@ async def functions() -> None:
     await product.invalidate()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
     await product.refresh(region=1)  # type: ignore[call-arg, arg-type] # pyright: ignore
     product.key(n=1)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    product.sync.invalidate()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
 
 
 def takes_a_cached(function: Cached[[int], list[str]]) -> None: ...
@@ -108,6 +111,7 @@ async def methods(repository: Repository) -> None:
     assert_type(repository.method.key(1), str)
     assert_type(await repository.method.invalidate(1), None)
     assert_type(await repository.method.invalidate_all(), None)
+    assert_type(repository.method.sync.invalidate(1), None)
     assert_type(await repository.method.refresh(1), Product)
     assert_type(await repository.method.uncached(1), Product)
     assert_type(await repository.method.explain(1), Explanation)
@@ -156,6 +160,10 @@ async def values() -> None:
     assert_type(await cache.clear(queue=True), bool)
     assert_type(cache.queued_invalidations, tuple[str, ...])
     assert_type(await cache.flush_invalidations(), bool)
+    assert_type(cache.sync.invalidate("a", "b", soft=True, queue=True), bool)
+    assert_type(cache.sync.delete("k"), None)
+    assert_type(cache.sync.transaction()(not_async)(1), int)
+    cache.sync.transaction(isolation="snapshot")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     assert_type(await cache.explain("k"), Explanation)
     async with cache as opened:
         assert_type(opened, Cache)
@@ -165,6 +173,30 @@ async def values() -> None:
     await cache.get_or_set("k", not_async)  # type: ignore[arg-type] # pyright: ignore
     await cache.invalidate(["a"])  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     await cache.set("k", 1, since=None)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
+# --- transactions
+
+
+@cache.transaction(isolation="SERIALIZABLE", replica_lag=8, during_lag="serve", lease=timedelta(minutes=1))
+async def rename(product_id: int, name: str = "") -> Product:
+    return Product()
+
+
+async def caught_up() -> bool:
+    return True
+
+
+async def transactions() -> None:
+    assert_type(await rename(1, name="Jug"), Product)
+    async with cache.transaction(replica_lag=8, caught_up=caught_up) as transaction:
+        transaction.drop_stores()
+        assert_type(await cache.invalidate("a", replica_lag=timedelta(seconds=8)), bool)
+    Cache(replica_lag=8, during_lag="bypass", caught_up=caught_up)
+    await rename("1")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    cache.transaction(isolation="snapshot")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    cache.transaction(during_lag="wait")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    cache.transaction()(not_async)  # type: ignore[arg-type] # pyright: ignore
 
 
 # --- tools for tests

@@ -2,9 +2,7 @@
 
 import copy
 import logging
-import os
 import re
-import threading
 from collections.abc import Iterable, Sequence
 from math import ceil, inf
 from typing import Any, Self, TypedDict, Unpack
@@ -16,7 +14,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from asynctag.backends.base import Backend, Cause, Entry, Miss, Reading, Stamp, Written
+from asynctag.backends.base import OF_NO_EPOCH, Backend, Cause, Entry, Miss, Reading, Stamp, Written
 from asynctag.backends.redis.blocking import BlockingClient, Way
 from asynctag.backends.redis.client import Client, MovedError, WentBackError
 from asynctag.backends.redis.connection import ConnectionLostError, pack
@@ -52,19 +50,6 @@ _ABSENT = Miss(Cause.ABSENT)
 logger = logging.getLogger("asynctag")
 
 _CAUSES = {cause.value: cause for cause in Cause}
-
-
-#: Held while the blocking side of a backend is made.
-_making = threading.Lock()
-
-
-def _in_forked_child() -> None:
-    global _making
-    _making = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_forked_child)
 
 
 class _NoScriptError(Exception):
@@ -155,7 +140,7 @@ class RedisBackend(Backend):
         )
         self._run = self._client.run
         self._connects_by = client if sync_client is None else sync_client
-        self._blocking: tuple[RedisBackend, BlockingClient] | None = None
+        self._blocking = BlockingClient(self._client)
 
     @classmethod
     def from_url(cls, url: str, **options: Unpack[RedisOptions]) -> Self:
@@ -184,17 +169,13 @@ class RedisBackend(Backend):
         await self._client.close()
 
     def blocking(self) -> Backend:
-        with _making:
-            if self._blocking is None:
-                client = BlockingClient(self._client, Way(self._connects_by, self._client.address))
-                backend = copy.copy(self)
-                backend._run = client.run
-                self._blocking = backend, client
-            return self._blocking[0]
+        self._blocking.way = Way(self._connects_by, self._client.address)
+        backend = copy.copy(self)
+        backend._run = self._blocking.run
+        return backend
 
     def close_blocking(self) -> None:
-        if self._blocking is not None:
-            self._blocking[1].close()
+        self._blocking.close()
 
     def _entry_name(self, key: str) -> str:
         return f"{self._base}entry:{key}"
@@ -540,7 +521,8 @@ class RedisBackend(Backend):
         await self._invalidating(names, RELEASE, [self._journal], args)
 
     def newest(self) -> Stamp:
-        return self._client.newest
+        newest = self._client.newest
+        return newest if newest.epoch else OF_NO_EPOCH
 
     async def unchanged(self, tags: Sequence[str], since: Stamp) -> bool:
         newest = self._client.newest

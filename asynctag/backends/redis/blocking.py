@@ -29,7 +29,7 @@ from asynctag.backends.redis.connection import ConnectionLostError, NotRedisErro
 from asynctag.backends.redis.link import CHECK_AGE, WHO, check_server, read_info, who
 from asynctag.backends.redis.replies import refusal
 from asynctag.backends.redis.scripts import EPOCH, OPEN, Script
-from asynctag.errors import ConfigurationError
+from asynctag.errors import BackendError, ConfigurationError
 
 #: How many connections wait for threads that need one. What was made beyond that is closed after its use.
 MAX_IDLE: Final = 16
@@ -116,6 +116,9 @@ class Way:
 def _connected(connection: Any) -> socket.socket:
     try:
         connection.connect()
+        parsed = getattr(connection._parser, "_reader", None)
+        if parsed is not None and parsed.has_data():
+            raise BackendError("the server sent what nobody had asked for")
         sock: socket.socket = connection._sock
         connection._sock = None  # it is not to be closed with the connection
         return sock
@@ -198,6 +201,8 @@ class BlockingConnection:
 
     def is_quiet(self) -> bool:
         """Whether nothing has come that nobody asked for: the end of the connection, mostly."""
+        if self._reader.has_data():
+            return False
         try:
             self._sock.setblocking(False)
             self._sock.recv(1)
@@ -251,14 +256,18 @@ if hasattr(os, "register_at_fork"):
 
 
 class BlockingClient:
-    """Connections for the threads of this process, beside those that `client` has for event loops."""
+    """Connections for the threads of this process, beside those that `client` has for event loops.
 
-    def __init__(self, client: Client, way: Way) -> None:
+    `way` is to be set before it is used.
+    """
+
+    way: Way
+
+    def __init__(self, client: Client) -> None:
         self._client = client
-        self._way = way
         self._timeout = client.timeout
         self._connect_timeout = client.connect_timeout
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may end a transaction while it is held
         self._idle: list[BlockingLink] = []  # the last that was used is the next
         _clients.add(self)
 
@@ -330,7 +339,7 @@ class BlockingClient:
         """As `Client._open`: one that may be trusted."""
         client = self._client
         try:
-            sock = self._way.connect(self._connect_timeout)
+            sock = self.way.connect(self._connect_timeout)
         except Exception as error:
             raise explained(error, client.address, self._connect_timeout) from None
         connection = BlockingConnection(sock, client.address, self._timeout)
@@ -360,5 +369,5 @@ class BlockingClient:
 
     def abandon(self) -> None:
         """Forget all connections, in a forked child: the parent goes on with them. Closed, a copy says no goodbye."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self.close()

@@ -80,7 +80,7 @@ class Client:
         self.newest = Stamp(0, 0)
         self._left: deque[int] = deque(maxlen=1000)  # epochs that were followed by others
         self._run = ""  # who the server was when it was last connected to
-        self._noting = threading.Lock()
+        self._noting = threading.RLock()  # the garbage collector may end a transaction while it is held
         self._redis = redis
         self.journal = journal
         self.timeout = timeout
@@ -221,7 +221,7 @@ class Client:
         self._links = {}
         self._connecting = {}
         self._breaker = Breaker(time.monotonic)
-        self._noting = threading.Lock()
+        self._noting = threading.RLock()
 
     async def close(self) -> None:
         self._drop_closed_loops()

@@ -195,8 +195,6 @@ class Renewer:
 
     def _renew(self, block: Block, writer: BlockingInvalidator) -> None:
         at_once(block.renew_once(writer))
-        if block.over:  # the end came meanwhile, and may have been written first
-            at_once(block.release_again(writer))
 
 
 _renewer: Final = Renewer()
@@ -229,10 +227,17 @@ class SyncBlock(Block):
     """A transaction of code without an event loop, or a savepoint in one of whatever kind."""
 
     def __init__(
-        self, cache: "Cache", filler: Filler, options: Options, parent: Scope | None, writer: BlockingInvalidator
+        self,
+        cache: "Cache",
+        filler: Filler,
+        options: Options,
+        parent: Scope | None,
+        writer: BlockingInvalidator,
+        *,
+        alone: bool = False,
     ) -> None:
-        super().__init__(cache, filler, options, parent)
-        self._writer = writer
+        super().__init__(cache, filler, options, parent, alone=alone)
+        self.writer = writer
         _blocks.add(self)
 
     def disown(self) -> None:
@@ -252,12 +257,12 @@ class SyncBlock(Block):
     async def _store(self) -> None:
         """Nothing: what async code has computed in it is dropped."""
 
-    async def _release(self, names: list[str]) -> None:
+    async def _release(self, names: list[str], holder: str, lag: Lag) -> None:
         try:
-            await self._writer.release(names, self.holder, self.lag, namespace=self._namespace)
+            await self.writer.release(names, holder, lag, namespace=self._namespace)
         except BaseException as error:  # what a signal raises: of what the backend says nothing is raised
-            self._writer.keep_release(names, self.lag, error, self._namespace)
-            self._writer.see_to_retries()
+            self.writer.keep_release(names, lag, error, self._namespace)
+            self.writer.see_to_retries()
             raise
 
 
@@ -267,9 +272,10 @@ class SyncTransaction:
     May be entered again once it was left. A decorated function enters one of its own at each call.
     """
 
-    def __init__(self, cache: "Cache", options: Options) -> None:
+    def __init__(self, cache: "Cache", options: Options, *, alone: bool = False) -> None:
         self._cache = cache
         self._options = options
+        self._alone = alone
         self._entered: tuple[SyncBlock, Token[Scope | None]] | None = None
 
     def __repr__(self) -> str:
@@ -284,7 +290,8 @@ class SyncTransaction:
         if self._entered is not None:
             raise LifecycleError("this transaction is open already: make another with cache.sync.transaction()")
         filler = self._cache._filling()
-        block = SyncBlock(self._cache, filler, self._options, live_scope(), self._cache.sync._writer(filler))
+        writer = self._cache.sync._writer(filler)
+        block = SyncBlock(self._cache, filler, self._options, live_scope(), writer, alone=self._alone)
         self._entered = block, current_scope.set(block.scope)
         return self
 
@@ -292,11 +299,32 @@ class SyncTransaction:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End: after the commit, or the rollback. Raises nothing of what the backend says."""
+        if exc_type is not None and not issubclass(exc_type, Exception):
+            self.in_doubt()  # interrupted as it waited for the answer to a COMMIT, maybe
+        self.leave(exc_type)
+
+    def leave(self, error: type[BaseException] | None) -> None:
+        """As leaving the block by `error`, where it is known how the database's transaction ended."""
+        block = self.block
+        assert self._entered is not None
+        leave_scope(self._entered[1])
+        self._entered = None
+        at_once(block.end(error))
+
+    def in_doubt(self) -> None:
+        """Say that a COMMIT was sent and not answered: the connection was lost, or waiting for it was given up.
+
+        It may be carried out later than the block's end, so what was invalidated is held for the lease's time more. A
+        block that is left by `KeyboardInterrupt` or `GeneratorExit` sees to that by itself.
+        """
+        self.block.doubt()
+
+    @property
+    def block(self) -> SyncBlock:
+        """What runs, for integrations. Raises `LifecycleError` where nothing does."""
         if self._entered is None:
             raise LifecycleError("this transaction is not open")
-        (block, token), self._entered = self._entered, None
-        leave_scope(token)
-        at_once(block.end(exc_type))
+        return self._entered[0]
 
     def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
         """A plain function, each call of which is a transaction."""

@@ -18,6 +18,7 @@ import asynctag.backends.memory
 import asynctag.http
 import asynctag.integrations.fastapi
 import asynctag.integrations.outbox
+import asynctag.integrations.sqlalchemy
 import asynctag.testing
 
 ROOT = Path(__file__).parent.parent
@@ -147,6 +148,7 @@ PUBLIC = [
     *asynctag.http.__all__,
     *asynctag.integrations.fastapi.__all__,
     *asynctag.integrations.outbox.__all__,
+    *asynctag.integrations.sqlalchemy.__all__,
     *asynctag.testing.__all__,
 ]
 

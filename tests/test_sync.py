@@ -327,12 +327,13 @@ def test_nothing_is_sent_if_nothing_was_invalidated(cache: Cache, backend: Told)
 
 @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_an_error_ends_it_too(cache: Cache, backend: Told, error: type[BaseException]) -> None:
-    """Whatever it is: the tags are let go of, and the error goes on."""
+    """Whatever it is: the tags are let go of, at once or with the lease's time, and the error goes on."""
     stored(cache, "x")
     with pytest.raises(error):
         change(cache, error=error)
     assert backend.asked == ["lease", "release"]
-    assert cause(cache) is Cause.INVALIDATED
+    # What is no error but an interruption may have come as a COMMIT was under way, which may still be carried out.
+    assert cause(cache) is (Cause.INVALIDATED if error is KeyError else Cause.LEASED)
 
 
 def test_a_generator_that_is_left_in_the_middle(cache: Cache, backend: Told) -> None:

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from asynctag.integrations.sqlalchemy import isolation_of
+from asynctag.integrations.sqlalchemy.statements import isolation_of
 from tests.postgres.servers import Server
 
 pytestmark = pytest.mark.anyio

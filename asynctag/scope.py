@@ -184,6 +184,14 @@ def live_scope() -> Scope | None:
     return scope
 
 
+def gathering_scope() -> Scope | None:
+    """The computation that gathers what is read here: the nearest around that is not over."""
+    scope = current_scope.get()
+    while scope is not None and scope.closed:
+        scope = scope.parent
+    return scope
+
+
 def scope_of_block(block: "Block", name: str, backend: Backend, namespace: str, parent: Scope | None) -> Scope:
     """What stands in the context where `block` runs: it gathers nothing, and leads to the computation around."""
     if parent is not None:

@@ -44,7 +44,11 @@ Isolation = Literal[
     "SERIALIZABLE",
 ]
 
-_LEVELS: Final = ("read uncommitted", "read committed", "repeatable read", "serializable")
+#: The looser comes first: what a stricter one allows, it allows too.
+_LEVELS: Final = ("read committed", "repeatable read", "serializable", "read uncommitted")
+
+#: Of a block that is told it later. Till then nothing is served that a level might not allow.
+NOT_KNOWN: Final = "not known"
 
 #: A lease is renewed after this part of its time.
 RENEWED_AFTER: Final = 1 / 3
@@ -88,17 +92,19 @@ class Block:
     """A transaction that is under way, or a savepoint in one. Safe to use from any number of tasks and threads.
 
     `root` is the transaction; it has what is held, and all that a savepoint leases. `around` is the innermost block on
-    the way in, on whatever backend.
+        way in, on whatever backend. With `alone` it is a transaction of its own in whatever block it is entered.
     """
 
     isolation: str
     lag: Lag
     lease: float
 
-    def __init__(self, cache: "Cache", filler: Filler, options: Options, parent: Scope | None) -> None:
+    def __init__(
+        self, cache: "Cache", filler: Filler, options: Options, parent: Scope | None, *, alone: bool = False
+    ) -> None:
         self.filler = filler
         self.around = parent.transaction if parent is not None else None
-        self.outer = open_block(parent, filler.backend)
+        self.outer = None if alone else open_block(parent, filler.backend)
         self.root: Block = self if self.outer is None else self.outer.root
         self.over = False
         self.dropped = False
@@ -118,11 +124,25 @@ class Block:
         self.told: dict[Cache, dict[str, None]] = {}
         self._namespace = cache.namespace
         self._renew_at = 0.0
+        self._changed = False
+        self._in_doubt = False
         self._unsure: set[str] = set()  # of which nobody has said yet that they are held
         self._renewal: tuple[EventLoopToken, CancelScope] | None = None
         self._is_renewed = False
-        if self.isolation == "read uncommitted" and parent is not None:
-            parent.forbid_store()  # it may be built from what others never commit
+        self._heed_uncommitted()
+
+    def tell_isolation(self, isolation: str) -> None:
+        """It is this at least: never made looser, but for one that was not known."""
+        root = self.root
+        if root.isolation == NOT_KNOWN or _LEVELS.index(isolation) > _LEVELS.index(root.isolation):
+            root.isolation = isolation
+            root._heed_uncommitted()
+
+    def _heed_uncommitted(self) -> None:
+        if self.isolation == "read uncommitted":
+            self.held = {}
+            if self.scope.parent is not None:
+                self.scope.parent.forbid_store()  # it may be built from what others never commit
 
     # --- what is read ------------------------------------------------------------------------------
 
@@ -207,7 +227,8 @@ class Block:
         return Written(False)
 
     def _stores_nothing(self) -> bool:
-        return self.dropped or self.root.dropped or bool(self.root.names)
+        root = self.root
+        return self.dropped or root.dropped or root._changed or root.isolation == "read uncommitted"
 
     def drop(self) -> None:
         """Store nothing of what is computed here, now or later, nor of what is built from it."""
@@ -221,6 +242,7 @@ class Block:
     async def invalidate(self, cache: "Cache", names: Collection[str], lag: Lag | None, *, queue: bool = False) -> bool:
         """Hold `names` now, and invalidate them at the end. False where that could not be written and is queued."""
         root = self.root
+        holder, root._changed = root.holder, True
         root.lag = root.lag.and_of(lag)
         # Before anything is awaited: whatever becomes of it, the end invalidates them.
         root.names.update(dict.fromkeys(names))
@@ -232,9 +254,9 @@ class Block:
         clock = root.filler.backend.clock
         due = clock() >= root._renew_at
         written = await root._lease(list(root.names) if due else names, queue=queue, namespace=cache.namespace)
-        if root.over:  # the end came meanwhile, and may have missed them
+        if root.over or root.holder != holder:  # the end came meanwhile, and may have missed them
             written = await root.filler.invalidator.invalidate(
-                names, queue=queue, namespace=cache.namespace, lag=root.lag, holder=root.holder
+                names, queue=queue, namespace=cache.namespace, lag=root.lag, holder=holder
             )
             await cache._tell(list(names))
         elif not root._is_renewed and root.filler.background.is_open:
@@ -269,7 +291,7 @@ class Block:
                 await self._renew_once()
 
     async def _renew_once(self) -> None:
-        if self.over:
+        if self.over or not self.names:
             return
         try:
             await self._lease(list(self.names), namespace=self._namespace)
@@ -278,6 +300,10 @@ class Block:
             self.filler.outage.warn(now, "the lease of a transaction cannot be renewed: %s", error)
 
     # --- the end -----------------------------------------------------------------------------------
+
+    def doubt(self) -> None:
+        """Nobody knows whether what was changed here is committed, or will be."""
+        self.root._in_doubt = True
 
     async def end(self, error: type[BaseException] | None) -> None:
         """Hand over to the block around; or, of a transaction, let go of what is held, or store what was kept back."""
@@ -290,14 +316,36 @@ class Block:
                     self.outer.hold(self.filler, entry)
             return
         self._stop_renewing()
-        names = list(self.names)
-        if not names:
-            await self._store()
-        elif error is not None and issubclass(error, GeneratorExit):  # nothing can be waited for any more
-            self.filler.invalidator.release_at_once(names, self.holder, self.lag, namespace=self._namespace)
+        if self._changed:
+            await self.release(at_once=error is not None and issubclass(error, GeneratorExit))
         else:
-            await self._release(names)
-            await self._tell()
+            await self._store()
+
+    async def release(self, *, at_once: bool = False) -> None:
+        """Invalidate what is held, and let go of it. The block may go on, and stores nothing.
+
+        In a savepoint this does nothing: the block around holds. `at_once`: nothing can be waited for any more.
+        """
+        if self.outer is not None or not self.names:
+            return
+        names, self.names = list(self.names), {}
+        told, self.told = self.told, {}
+        # Another name for what is held from now on: a later release must not end this one's lag.
+        holder, self.holder = self.holder, new_holder()
+        lag, self._in_doubt = self._lag_of_release(), False
+        self._unsure.difference_update(names)
+        if at_once:
+            self.filler.invalidator.release_at_once(names, holder, lag, namespace=self._namespace)
+        else:
+            await self._release(names, holder, lag)
+            await self._tell(told)
+
+    def _lag_of_release(self) -> Lag:
+        """A commit that nobody has answered may come later, and may then be missed by replicas for their time.
+
+        No probe can tell whether it comes, and nothing is served meanwhile.
+        """
+        return Lag(self.lease + self.lag.seconds) if self._in_doubt else self.lag
 
     def _stop_renewing(self) -> None:
         if self._renewal is not None:
@@ -314,29 +362,29 @@ class Block:
         if self.held and not self.dropped and around is None:
             await self.filler.write_many(list(self.held.values()))
 
-    async def _release(self, names: list[str]) -> None:
+    async def _release(self, names: list[str], holder: str, lag: Lag) -> None:
         """To the end, whoever cancels meanwhile."""
         cancelled: BaseException | None = None
         invalidator = self.filler.invalidator
         for _ in range(TRIES):
             try:
                 with move_on_after(LAST_WORD, shield=True) as waiting:
-                    await invalidator.release(names, self.holder, self.lag, namespace=self._namespace)
+                    await invalidator.release(names, holder, lag, namespace=self._namespace)
                 if waiting.cancelled_caught:
                     invalidator.keep_release(
-                        names, self.lag, TimeoutError(f"no answer within {LAST_WORD:g} s"), self._namespace
+                        names, lag, TimeoutError(f"no answer within {LAST_WORD:g} s"), self._namespace
                     )
                 break
             except get_cancelled_exc_class() as error:  # asyncio's own cancellation, which no shield holds off
                 cancelled = error
         else:
-            invalidator.keep_release(names, self.lag, RuntimeError("it was cancelled"), self._namespace)
+            invalidator.keep_release(names, lag, RuntimeError("it was cancelled"), self._namespace)
         if cancelled is not None:
             raise cancelled
 
-    async def _tell(self) -> None:
+    async def _tell(self, told: "dict[Cache, dict[str, None]]") -> None:
         """Those who want to know what was invalidated. Their failures are no reason to fail what is committed."""
-        for cache, names in list(self.told.items()):
+        for cache, names in told.items():
             try:
                 await cache._tell(list(names))
             except Exception:
@@ -361,8 +409,11 @@ class Transaction:
     May be entered again once it was left. A decorated function enters one of its own at each call.
     """
 
-    def __init__(self, cache: "Cache", options: Options, around: Callable[[], Scope | None] = live_scope) -> None:
+    def __init__(
+        self, cache: "Cache", options: Options, around: Callable[[], Scope | None] = live_scope, *, alone: bool = False
+    ) -> None:
         self._cache = cache
+        self._alone = alone
         self._options = options
         self._around = around
         self._entered: tuple[Block, Token[Scope | None]] | None = None
@@ -377,7 +428,7 @@ class Transaction:
         """
         if self._entered is not None:
             raise LifecycleError("this transaction is open already: make another with cache.transaction()")
-        block = Block(self._cache, self._cache._filling(), self._options, self._around())
+        block = Block(self._cache, self._cache._filling(), self._options, self._around(), alone=self._alone)
         self._entered = block, current_scope.set(block.scope)
         return self
 
@@ -385,17 +436,36 @@ class Transaction:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End: after the commit, or the rollback. Raises nothing of what the backend says."""
-        if self._entered is None:
-            raise LifecycleError("this transaction is not open")
-        (block, token), self._entered = self._entered, None
-        leave_scope(token)
-        await block.end(exc_type)
+        if exc_type is not None and not issubclass(exc_type, Exception):
+            self.in_doubt()  # cancelled as it waited for the answer to a COMMIT, maybe
+        await self.leave(exc_type)
+
+    async def leave(self, error: type[BaseException] | None) -> None:
+        """As leaving the block by `error`, where it is known how the database's transaction ended."""
+        block = self.block
+        assert self._entered is not None
+        leave_scope(self._entered[1])
+        self._entered = None
+        await block.end(error)
 
     def drop_stores(self) -> None:
         """Store nothing of what is computed in the block: for a session that was rolled back, with no error raised."""
+        self.block.drop()
+
+    def in_doubt(self) -> None:
+        """Say that a COMMIT was sent and not answered: the connection was lost, or waiting for it was given up.
+
+        It may be carried out later than the block's end, so what was invalidated is held for the lease's time more. A
+        block that is left by a cancellation, `KeyboardInterrupt` or `GeneratorExit` sees to that by itself.
+        """
+        self.block.doubt()
+
+    @property
+    def block(self) -> Block:
+        """What runs, for integrations. Raises `LifecycleError` where nothing does."""
         if self._entered is None:
             raise LifecycleError("this transaction is not open")
-        self._entered[0].drop()
+        return self._entered[0]
 
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
         """An async function, each call of which is a transaction."""
@@ -403,7 +473,7 @@ class Transaction:
             raise ConfigurationError(f"@cache.transaction() goes over an async function (async def), not {function!r}")
 
         async def in_transaction(*args: P.args, **kwargs: P.kwargs) -> R:
-            async with Transaction(self._cache, self._options, self._around):
+            async with Transaction(self._cache, self._options, self._around, alone=self._alone):
                 return await function(*args, **kwargs)
 
         return update_wrapper(in_transaction, function)

@@ -15,7 +15,7 @@ from asynctag import Cache, Cause, ConfigurationError, Hit, InvalidationError, L
 from asynctag.backends.base import Reading, Stamp
 from asynctag.backends.memory import MemoryBackend
 from asynctag.testing import FakeClock, assert_hit, assert_miss, fake_clock
-from asynctag.transaction import MAX_HELD
+from asynctag.transaction import MAX_HELD, NOT_KNOWN, Options, Transaction
 
 __all__ = ["fake_clock"]
 
@@ -131,6 +131,17 @@ async def cause(cache: Cache, key: str = "x") -> Cause | None:
     """Why what is stored under a key is no hit; None for a hit."""
     explained = await cache.explain(key)
     return None if explained.hit else explained.cause
+
+
+async def is_held_for(seconds: float, cache: Cache, read: "Read", clock: FakeClock) -> None:
+    """What was held goes on being so, and counts as invalidated at the end of that time."""
+    clock.advance(seconds - 1)
+    await read()
+    assert await cause(cache) is Cause.LEASED
+    clock.advance(2)
+    await read()  # its store makes an invalidation of the lease
+    await read()
+    await assert_hit(cache, "x")
 
 
 # --- what is invalidated ---------------------------------------------------------------------------
@@ -938,10 +949,10 @@ async def test_leaving_in_another_thread_and_event_loop(cache: Cache, read: Read
 
 
 @pytest.mark.parametrize("by", ["anyio", "itself"])
-async def test_a_block_that_is_cancelled_lets_go(
-    cache: Cache, backend: Told, read: Read, by: str, anyio_backend_name: str
+async def test_a_block_that_is_cancelled_holds_on(
+    cache: Cache, backend: Told, read: Read, by: str, anyio_backend_name: str, fake_clock: FakeClock
 ) -> None:
-    """The end is not cancelled, though it has to wait."""
+    """A COMMIT that was under way may come later. The end itself is not cancelled, though it has to wait."""
     await read()
     inside = anyio.Event()
     backend.waits["release"] = anyio.Event()
@@ -972,14 +983,120 @@ async def test_a_block_that_is_cancelled_lets_go(
             assert not over.is_set()
             backend.waits.pop("release").set()
             await over.wait()
-    assert await cause(cache) is Cause.INVALIDATED
+    await is_held_for(30, cache, read, fake_clock)
     if by == "itself" and anyio_backend_name == "asyncio":
         with pytest.raises(asyncio.CancelledError):
             await task
 
 
-async def test_a_cancelled_invalidation_is_let_go_of(cache: Cache, backend: Told, read: Read) -> None:
-    """Whether it was written cannot be known: the end invalidates it."""
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit, None])
+async def test_a_commit_that_nobody_answered(
+    cache: Cache, read: Read, rows: dict[str, str], fake_clock: FakeClock, error: type[BaseException] | None
+) -> None:
+    """It lands after the block's end: who has read before that stores nothing, and the replicas' lag comes on top."""
+    await read()
+    with pytest.raises(error) if error else nullcontext():
+        async with cache.transaction(lease=5, replica_lag=3, during_lag="serve") as transaction:
+            await cache.invalidate("x")
+            if error:
+                raise error
+            transaction.in_doubt()
+    await read()
+    rows["x"] = "x@1"  # the server was slow
+    assert await read() == "x@1"
+    await is_held_for(8, cache, read, fake_clock)
+
+
+async def test_an_error_is_no_doubt(cache: Cache, read: Read) -> None:
+    """It comes of a rollback nearly always; who knows better says so, in a savepoint too."""
+    await read()
+    await fail(cache, lambda: cache.invalidate("x"))
+    assert await cause(cache) is Cause.INVALIDATED
+    async with cache.transaction():
+        async with cache.transaction() as inner:
+            await cache.invalidate("x")
+            inner.in_doubt()
+    assert await cause(cache) is Cause.LEASED
+    with pytest.raises(LifecycleError):
+        inner.in_doubt()
+
+
+async def test_a_block_that_goes_on_after_its_release(cache: Cache, read: Read, fake_clock: FakeClock) -> None:
+    """For a session that commits several times: what comes later is held anew, and nothing is stored."""
+    await read()
+    async with cache.transaction() as transaction:
+        block = transaction.block
+        await cache.invalidate("x")
+        await block.release()
+        assert await cause(cache) is Cause.INVALIDATED
+        assert await read() == "x@0"
+        await assert_miss(cache, "x")
+        await outside(read)
+        await assert_hit(cache, "x")
+        await cache.invalidate("x")
+        block.doubt()
+        await block.release()
+        await cache.invalidate("x")
+        await block.release()  # ends no more than what was held since the last
+        assert await cause(cache) is Cause.LEASED
+    await is_held_for(30, cache, read, fake_clock)
+
+
+async def test_what_is_invalidated_as_others_let_go(cache: Cache, backend: Told, read: Read) -> None:
+    """In a task of the block: its lease is written after the release that did not know of it, and does not stay."""
+    await read()
+    async with cache.transaction() as transaction:
+        gate = backend.waits["lease"] = anyio.Event()
+        async with anyio.create_task_group() as group:
+            group.start_soon(cache.invalidate, "x")
+            await anyio.wait_all_tasks_blocked()
+            await transaction.block.release()
+            gate.set()
+        assert await cause(cache) is Cause.INVALIDATED
+
+
+async def test_a_transaction_of_its_own_in_another(cache: Cache, read: Read) -> None:
+    """Of another session: its end is not the other's, nor the other's its."""
+    await read()
+    async with cache.transaction():
+        own = Transaction(cache, Options("repeatable read", None, 30), alone=True)
+        async with own:
+            await cache.invalidate("x")
+        assert await cause(cache) is Cause.INVALIDATED
+        async with own:
+            await cache.invalidate("x")
+            assert await cause(cache) is Cause.LEASED
+    assert await cause(cache) is Cause.INVALIDATED
+
+
+@pytest.mark.parametrize(
+    ("isolation", "told", "hits"),
+    [
+        (NOT_KNOWN, "read committed", True),
+        (NOT_KNOWN, "serializable", False),
+        ("repeatable read", "read committed", True),
+        ("repeatable read", "serializable", False),
+    ],
+)
+async def test_an_isolation_that_is_told_later(cache: Cache, read: Read, isolation: str, told: str, hits: bool) -> None:
+    """Before it is told nothing is served that it might not allow; what is told after it makes it no looser."""
+    await read()
+    async with Transaction(cache, Options(isolation, None, 30)) as transaction:
+        block = transaction.block
+        assert (await read(view={"x": "mine"}) == "x@0") is (isolation != NOT_KNOWN)
+        block.tell_isolation(told)
+        assert (await read(view={"x": "mine"}) == "x@0") is hits
+        assert await read("y", view={"y": "of others"}) == "of others"
+        block.tell_isolation("read uncommitted")
+        block.tell_isolation("repeatable read")
+        assert block.isolation == "read uncommitted"
+    await assert_miss(cache, "y")
+
+
+async def test_a_cancelled_invalidation_is_held(
+    cache: Cache, backend: Told, read: Read, fake_clock: FakeClock
+) -> None:
+    """Whether it was written cannot be known: the end holds it, and then it is invalidated."""
     await read()
     backend.waits["lease"] = anyio.Event()
     with anyio.CancelScope() as scope:
@@ -988,12 +1105,13 @@ async def test_a_cancelled_invalidation_is_let_go_of(cache: Cache, backend: Told
                 group.start_soon(cache.invalidate, "x")
                 await anyio.wait_all_tasks_blocked()
                 scope.cancel()
-    assert await cause(cache) is Cause.INVALIDATED
+    await is_held_for(30, cache, read, fake_clock)
 
 
 def test_a_loop_that_is_shut_down_in_the_middle() -> None:
-    """Its tasks are cancelled, and let go."""
-    backend = MemoryBackend()
+    """Its tasks are cancelled: what they hold ends with the lease's time."""
+    clock = FakeClock()
+    backend = MemoryBackend(clock=clock)
 
     async def main() -> None:
         inside = asyncio.Event()
@@ -1003,7 +1121,25 @@ def test_a_loop_that_is_shut_down_in_the_middle() -> None:
         assert not task.done()
 
     asyncio.run(main())
-    assert backend._leases == {}
+    asyncio.run(_ends_with_its_time(backend, clock))
+
+
+async def _ends_with_its_time(backend: MemoryBackend, clock: FakeClock) -> None:
+    cache = Cache(backend, default_ttl=100)
+
+    async def read() -> str:
+        async def compute() -> str:
+            return "x@0"
+
+        return await cache.get_or_set("x", compute, tags=["x"])
+
+    clock.advance(29)
+    await read()
+    await assert_miss(cache, "x")
+    clock.advance(2)
+    await read()  # its store makes an invalidation of the lease
+    await read()
+    await assert_hit(cache, "x")
 
 
 async def _hang(cache: Cache, inside: asyncio.Event) -> None:
@@ -1026,11 +1162,12 @@ def _leave_a_loop(cache: Cache) -> None:
 
 @pytest.mark.usefixtures("caplog")
 def test_a_loop_that_is_left_in_the_middle() -> None:
-    """What it left behind is ended by the garbage collector, where nothing can be awaited: it lets go all the same."""
-    backend = MemoryBackend()
+    """What it left behind is ended by the garbage collector, where nothing can be awaited: that is written, too."""
+    clock = FakeClock()
+    backend = MemoryBackend(clock=clock)
     _leave_a_loop(Cache(backend))
     assert backend._stamp.seq == 2
-    assert backend._leases == {}
+    asyncio.run(_ends_with_its_time(backend, clock))
 
 
 @pytest.mark.usefixtures("caplog")

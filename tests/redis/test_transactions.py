@@ -222,22 +222,28 @@ async def test_leaving_in_another_event_loop(cache: Cache, other: Cache, rows: d
     assert await cause(other) is Cause.INVALIDATED
 
 
-async def test_a_block_that_is_cancelled_lets_go(cache: Cache, other: Cache, rows: dict[str, str]) -> None:
-    """At whatever moment."""
+async def test_a_block_that_is_cancelled_ends(
+    cache: Cache, other: Cache, rows: dict[str, str], redis_server: Server
+) -> None:
+    """At whatever moment: what it held is held for the lease's time, since a COMMIT may have been under way."""
     for turns in range(12):
-        await read(other, rows)
-        assert await cause(other) is None
+        rows[row := f"x{turns}"] = "x@0"
+        await read(other, rows, row)
 
-        async def block() -> None:
+        async def block(row: str = row) -> None:
             async with cache.transaction():
-                await cache.invalidate("x")
+                await cache.invalidate(row)
 
         task = asyncio.create_task(block())
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
-        assert await cause(other) in (None, Cause.INVALIDATED)
+        assert await cause(other, row) in (None, Cause.LEASED, Cause.INVALIDATED)
+        end_leases(redis_server)
+        await read(other, rows, row)  # its store makes an invalidation of the lease
+        await read(other, rows, row)
+        assert await cause(other, row) is None
 
 
 # --- what is lost ----------------------------------------------------------------------------------

@@ -4,6 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# The variable of the environment does it, too. Another's DATABASE in the environment is not meant.
+ifeq ($(origin DATABASE),command line)
+export ATLAS_DATABASE := $(DATABASE)
+endif
+
 .PHONY: help demo serve test check format bench clean
 
 help:
@@ -11,6 +16,7 @@ help:
 	@echo "make test   run every test"
 	@echo "make serve  leave the example running for a browser, at http://127.0.0.1:8000"
 	@echo "            (PORT=8001; with REDIS_URL=redis://localhost the cache is there, and WORKERS=4 share it)"
+	@echo "            both take DATABASE=postgresql://... for the data, which is in SQLite otherwise"
 	@echo "make check  lint and check types"
 	@echo "make bench  measure, against other libraries in environments of their own"
 

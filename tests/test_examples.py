@@ -27,6 +27,7 @@ from examples import quickstart, starlette_app
 from examples.atlas import demo, serve
 from examples.atlas.app import EDITOR_KEY, check, create_app
 from examples.atlas.catalogue import cache as atlas_cache
+from examples.atlas.connections import connections_to
 from examples.atlas.data import Database
 from tests.redis.servers import Server, binaries, eventually
 
@@ -451,7 +452,7 @@ async def test_atlas_starts_without_its_server() -> None:
 
 def test_atlas_is_loaded_by_one_of_many(tmp_path: Path) -> None:
     """Of those that open new data at once, one fills it, and the others find it filled."""
-    databases = [Database(tmp_path / "airports.sqlite3") for _ in range(4)]
+    databases = [Database(connections_to(str(tmp_path / "airports.sqlite3"))) for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:
         filled = list(threads.map(Database.load, databases))
     assert sorted(filled) == [False, False, False, True]

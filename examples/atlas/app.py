@@ -8,8 +8,9 @@ What runs on a hit differs, and is said per route:
 It takes two settings from the environment:
 
     REDIS_URL        the cache is in this Redis or Valkey, for all workers that have the same one; without it, in memory
-    ATLAS_DATABASE   the file with the data, filled if it is new. Without it: on Redis, one beside this module, which
-                     all workers share; in memory, one that goes with the process
+    ATLAS_DATABASE   the data: a PostgreSQL by its URL (postgresql://...), or a file for SQLite, filled if it is new.
+                     Without it: on Redis, a file beside this module, which all workers share; in memory, one that goes
+                     with the process
 """
 
 import os
@@ -23,6 +24,7 @@ from urllib.parse import parse_qs
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
+from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -34,7 +36,8 @@ from asynctag.http import CacheMiddleware, cache_response
 from asynctag.integrations.fastapi import CacheDep, cache_policy
 from examples.atlas import pages
 from examples.atlas.catalogue import Catalogue, cache
-from examples.atlas.data import Airport, Database
+from examples.atlas.connections import connections_to
+from examples.atlas.data import Airport, Database, Writing
 
 EDITOR_KEY = "only for the demo"
 
@@ -65,6 +68,27 @@ async def existing_airport(icao: Icao, catalogue: CatalogueDep) -> Airport:
 
 
 ExistingAirport = Annotated[Airport, Depends(existing_airport)]
+
+
+async def form_of(request: Request) -> dict[str, str]:
+    """The fields of a posted form, trimmed."""
+    body = (await request.body()).decode("utf-8", "replace")
+    return {name: values[-1].strip() for name, values in parse_qs(body).items()}
+
+
+async def unit_of_work(catalogue: CatalogueDep, tagged: CacheDep) -> AsyncIterator[Writing]:
+    """A transaction of the database, within one of the cache: what is invalidated in it is held till after the commit.
+
+    Until then nobody is served what is about to change, and what is computed meanwhile, from the old row, is not
+    stored. After the commit it is invalidated, whatever the request has come to.
+    """
+    async with tagged.transaction(), contextmanager_in_threadpool(catalogue.database.transaction()) as writing:
+        yield writing
+
+
+# `scope="function"`: it ends as the endpoint returns, before the response goes out. Without that it would end after it:
+# a client would have its answer, ask again, and get the old row, since nothing is committed yet.
+UnitOfWork = Annotated[Writing, Depends(unit_of_work, scope="function")]
 
 # --- pages for everyone ------------------------------------------------------------------------------------
 
@@ -106,27 +130,24 @@ async def edit_form(shown: ExistingAirport) -> str:
 
 
 @site.post("/airports/{icao}/edit")
-async def edit(shown: ExistingAirport, catalogue: CatalogueDep, tagged: CacheDep, request: Request) -> Response:
-    values = await form_of(request)
+async def edit(
+    shown: ExistingAirport,
+    values: Annotated[dict[str, str], Depends(form_of)],
+    tagged: CacheDep,
+    writing: UnitOfWork,  # last: it begins when all that was sent is there, and keeps no rows locked while it waits
+) -> Response:
     errors = check(values)
     if errors:
         return HTMLResponse(pages.edit(shown, values, errors), 422)
-    update = partial(catalogue.database.update, shown.icao, name=values["name"], elevation=int(values["elevation"]))
-    # First the write, committed; then the invalidation. The other way round, a reader in between would compute from
-    # the old row, and what it stores would stay: its data is older than the commit, but younger than the invalidation.
+    update = partial(writing.update, shown.icao, name=values["name"], elevation=int(values["elevation"]))
     changed = await anyio.to_thread.run_sync(update)
-    # It is committed, and can't be refused any more. So if the server of the cache can't be told now, that is queued.
+    # Held from here on, before the commit. If the server of the cache can't be told now, that is queued, and the edit
+    # is done all the same.
     if not await tagged.invalidate(*changed, queue=True):
         return HTMLResponse(pages.saved(shown.icao), 202)
 
-    # See Other: the browser fetches the page, which is new by now, and a reload does not post again.
+    # See Other: the browser fetches the page, which is new by then, and a reload does not post again.
     return RedirectResponse(f"/airports/{shown.icao}", 303)
-
-
-async def form_of(request: Request) -> dict[str, str]:
-    """The fields of a posted form, trimmed."""
-    body = (await request.body()).decode("utf-8", "replace")
-    return {name: values[-1].strip() for name, values in parse_qs(body).items()}
 
 
 def check(values: dict[str, str]) -> dict[str, str]:
@@ -180,23 +201,23 @@ async def country_json(code: CountryCode, catalogue: CatalogueDep, page: PageNum
 
 
 @contextmanager
-def data_file() -> Iterator[FilePath]:
+def place_of_data() -> Iterator[str]:
     """Where the data is: workers that share a cache share it, too."""
     if given := os.environ.get("ATLAS_DATABASE"):
-        yield FilePath(given)
+        yield given
     elif os.environ.get("REDIS_URL"):
-        yield FilePath(__file__).with_name("airports.sqlite3")
+        yield str(FilePath(__file__).with_name("airports.sqlite3"))
     else:
         with tempfile.TemporaryDirectory(prefix="atlas-") as folder:
-            yield FilePath(folder) / "airports.sqlite3"
+            yield str(FilePath(folder) / "airports.sqlite3")
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    with data_file() as path:
-        database = Database(path)
+    with place_of_data() as place:
+        database = Database(connections_to(place))
         is_new = await anyio.to_thread.run_sync(database.load)
-        if is_new:  # what is in Redis was made from a file that was here before
+        if is_new:  # what is in Redis was made from data that was here before
             await cache.clear(queue=True)
         app.state.catalogue = Catalogue(database)
         try:

@@ -42,7 +42,7 @@ class Catalogue:
 
     def __cache_key__(self) -> str:
         # `self` is part of the key of a cached method: this says what of it counts.
-        return str(self.database.path)
+        return self.database.name
 
     @cache.cached
     async def airport(self, icao: str) -> Airport | None:

@@ -1,7 +1,8 @@
 """Drive the atlas over HTTP and show what its cache does: `python -m examples.atlas.demo`.
 
 First in one process, on memory or, if it is set, on the server at REDIS_URL; then with several workers (`workers.py`).
-It checks what it shows. Whatever is not as it must be is printed at the end, and the exit code is 1.
+The data is in SQLite, or in the PostgreSQL at ATLAS_DATABASE, in a schema that goes with the demo. It checks what it
+shows. Whatever is not as it must be is printed at the end, and the exit code is 1.
 """
 
 import os
@@ -18,10 +19,12 @@ from pathlib import Path
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 from redis import Redis
 
 from examples.atlas import workers
 from examples.atlas.app import create_app
+from examples.atlas.connections import check, is_url, new_database
 from examples.atlas.processes import answers
 from examples.atlas.show import (
     EDITED,
@@ -139,31 +142,44 @@ def measure(client: httpx.Client) -> None:
 
 
 @contextmanager
-def running() -> Iterator[str]:
-    """The atlas on a free port, in a thread, with data of its own; its address."""
-    with tempfile.TemporaryDirectory(prefix="atlas-") as folder:
-        os.environ["ATLAS_DATABASE"] = str(Path(folder) / "airports.sqlite3")
-        server = uvicorn.Server(uvicorn.Config(create_app(), port=0, lifespan="on", log_level="warning"))
-        thread = threading.Thread(target=server.run, name="atlas")
-        thread.start()
+def running(app: FastAPI) -> Iterator[str]:
+    """An application on a free port, in a thread; its address."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="on", log_level="warning"))
+    thread = threading.Thread(target=server.run, name="atlas")
+    thread.start()
+    try:
+        until = time.monotonic() + 30
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > until:
+                raise RuntimeError("the server did not start")
+            time.sleep(0.01)
+        host, port = server.servers[0].sockets[0].getsockname()[:2]
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+
+
+@contextmanager
+def with_new_database(given: str | None) -> Iterator[None]:
+    """The atlas takes data of its own meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="atlas-") as folder, new_database(Path(folder), given) as database:
+        os.environ["ATLAS_DATABASE"] = database
         try:
-            until = time.monotonic() + 30
-            while not server.started:
-                if not thread.is_alive() or time.monotonic() > until:
-                    raise RuntimeError("the server did not start")
-                time.sleep(0.01)
-            host, port = server.servers[0].sockets[0].getsockname()[:2]
-            yield f"http://{host}:{port}"
+            yield
         finally:
-            server.should_exit = True
-            thread.join(timeout=10)
+            del os.environ["ATLAS_DATABASE"]
+            if given is not None:
+                os.environ["ATLAS_DATABASE"] = given
 
 
 def show_one_process() -> None:
+    given = os.environ.get("ATLAS_DATABASE")
+    data = "PostgreSQL" if given and is_url(given) else "SQLite"
     where = "the server at REDIS_URL" if os.environ.get("REDIS_URL") else "memory"
-    print(f"Loading the world's airports into SQLite, and starting one process on {where} ...", end=" ", flush=True)
+    print(f"Loading the world's airports into {data}, and starting one process on {where} ...", end=" ", flush=True)
     before = time.perf_counter()
-    with running() as address:
+    with with_new_database(given), running(create_app()) as address:
         print(f"{time.perf_counter() - before:.1f} s, at {address}")
         with httpx.Client(base_url=address, timeout=10, trust_env=False) as client:
             ask_twice(client)
@@ -190,6 +206,9 @@ def main() -> int:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), interrupt)
     if (url := os.environ.get("REDIS_URL")) and (wrong := check_redis(url)):
+        print(wrong, file=sys.stderr)
+        return 1
+    if (given := os.environ.get("ATLAS_DATABASE")) and is_url(given) and (wrong := check(given)):
         print(wrong, file=sys.stderr)
         return 1
     try:

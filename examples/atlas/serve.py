@@ -1,6 +1,8 @@
 """Leave the atlas running for a browser: `python -m examples.atlas.serve`.
 
-PORT says where, 8000 unless it is set. With REDIS_URL the cache is there, and WORKERS may be more than one.
+PORT says where, 8000 unless it is set. With REDIS_URL the cache is there, and WORKERS may be more than one. With
+ATLAS_DATABASE=postgresql://... the data is there, in a table `airports` that is made if there is none; with the name of
+a file, in SQLite.
 """
 
 import contextlib
@@ -11,6 +13,7 @@ import sys
 import uvicorn
 
 from examples.atlas.app import create_app
+from examples.atlas.connections import check
 
 HOST = "127.0.0.1"
 
@@ -30,6 +33,9 @@ def main() -> int:
             raise ValueError(f"WORKERS={workers}: give REDIS_URL too; in memory, each would have a cache of its own")
     except ValueError as error:
         print(error, file=sys.stderr)
+        return 1
+    if (given := os.environ.get("ATLAS_DATABASE")) and (wrong := check(given)):
+        print(wrong, file=sys.stderr)
         return 1
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

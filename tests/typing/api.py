@@ -4,8 +4,12 @@ from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any, assert_type
 
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
+
 from asynctag import Cache, Cached, Explanation, Hit, Miss, add_tags, no_store, tag
 from asynctag.backends.memory import MemoryBackend
+from asynctag.integrations.sqlalchemy import UnitsOfWork, row_tags, unit_of_work
 from asynctag.testing import BackendContract, FakeClock, assert_hit, assert_miss, assert_tags
 
 cache = Cache(MemoryBackend(clock=FakeClock()), namespace="shop", default_ttl=timedelta(minutes=5))
@@ -209,3 +213,21 @@ async def tools() -> None:
 
 
 class Mine(BackendContract): ...
+
+
+# --- sessions
+
+
+async def sessions(session: AsyncSession) -> None:
+    units = UnitsOfWork(cache, async_sessionmaker(), tag_reads=True)
+    async with units() as one, units.begin() as other, unit_of_work(cache, session, lease=5) as third:
+        assert_type(one, AsyncSession)
+        assert_type(other, AsyncSession)
+        assert_type(third, AsyncSession)
+    assert_type(row_tags(Product, 1), tuple[str, ...])
+
+
+def sync_sessions(session: Session) -> None:
+    with UnitsOfWork(cache, sessionmaker()).begin() as one, unit_of_work(cache, session) as other:
+        assert_type(one, Session)
+        assert_type(other, Session)

@@ -89,7 +89,13 @@ def _committed(session: Session) -> None:
         unit.committed()
 
 
-@event.listens_for(Session, "loaded_as_persistent")
+def listen_to_rows() -> None:
+    """From the first unit on that tags what it reads: it is called for each row of every session."""
+    with _lock:
+        if not event.contains(Session, "loaded_as_persistent", _loaded):
+            event.listen(Session, "loaded_as_persistent", _loaded)
+
+
 def _loaded(session: Session, target: object) -> None:
     unit = _unit_of(session)
     if unit is not None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeAlias
+from weakref import WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -57,7 +58,7 @@ class Unit:
         self._tells_isolation = tells_isolation
         self._reads = reads
         self._changes = Changes()
-        self._connections: list[sa.Connection] = []
+        self._connections: WeakSet[sa.Connection] = WeakSet()
         self._is_open = False  # the database's transaction, as far as anybody has told
         self._at_once = block.root.isolation == "read uncommitted"
         self._flush_is_due = self._is_flushing = False
@@ -84,7 +85,7 @@ class Unit:
         """Before the first statement on it; again, for each savepoint."""
         if connection in self._connections:
             return
-        self._connections.append(connection)
+        self._connections.add(connection)
         level = isolation_of(connection)
         self._at_once = self._at_once or level == "read uncommitted"
         if self._tells_isolation:
@@ -115,7 +116,7 @@ class Unit:
             self._wait(self._block.release())
 
     def _let_go_of_connections(self) -> None:
-        for connection in self._connections:
+        for connection in list(self._connections):
             units.pop(connection, None)
         self._connections.clear()
 

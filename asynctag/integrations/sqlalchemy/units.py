@@ -13,7 +13,7 @@ from sqlalchemy.util import await_only
 from asynctag.cache import Cache
 from asynctag.errors import ConfigurationError, LifecycleError
 from asynctag.expiry import Seconds, yes_or_no
-from asynctag.integrations.sqlalchemy.events import UNIT
+from asynctag.integrations.sqlalchemy.events import UNIT, listen_to_rows
 from asynctag.integrations.sqlalchemy.reads import Reads
 from asynctag.integrations.sqlalchemy.statements import isolation_of, isolation_of_engine
 from asynctag.integrations.sqlalchemy.unit import Unit, level_of_block
@@ -50,6 +50,8 @@ class Settings:
                 raise TypeError(f"{name!r} is no option here. {nearest_name(name, known)}")
         self.cache = cache
         self.tag_reads = yes_or_no(options.get("tag_reads", False), "tag_reads")
+        if self.tag_reads:
+            listen_to_rows()
         isolation = options.get("isolation")
         self.tells_isolation = isolation is None
         self._options = cache._transaction_options(
@@ -88,7 +90,7 @@ def check_unused(session: Session) -> None:
     if isinstance(session.bind, sa.Connection) and session.bind.in_transaction():
         raise LifecycleError(
             "this session's connection is in a transaction, the commit of which the unit of work would not see: give "
-            "the session an engine, or join the transaction with join_transaction_mode"
+            "the session an engine"
         )
 
 

@@ -46,8 +46,8 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-async def pool(postgres: Server) -> AsyncIterator[asyncpg.Pool]:
-    """Connections to a shop with two products, 40 and 20 the price, of which the second stands on a shelf."""
+async def pool(page: Any, postgres: Server) -> AsyncIterator[asyncpg.Pool]:
+    """The pool of the recipes: the products 1 and 2 at 40 and 20, the second on a shelf."""
     postgres.run("CREATE TABLE shelves (id int PRIMARY KEY)")
     postgres.run(
         "CREATE TABLE products (id int PRIMARY KEY, price int, shelf int REFERENCES shelves ON DELETE CASCADE)"
@@ -55,6 +55,7 @@ async def pool(postgres: Server) -> AsyncIterator[asyncpg.Pool]:
     postgres.run("INSERT INTO shelves VALUES (7)")
     postgres.run("INSERT INTO products VALUES (1, 40, NULL), (2, 20, 7)")
     pool = await asyncpg.create_pool(postgres.url, min_size=0)
+    page.pool = pool
     yield pool
     pool.terminate()  # without waiting for a transaction that a failed test has left waiting
 
@@ -69,13 +70,13 @@ def test_every_recipe_is_tested(page: Any) -> None:
 # --- which block is inside -------------------------------------------------------------------------------
 
 
-def writers(page: Any, pool: asyncpg.Pool, url: str) -> dict[str, Write]:
+def writers(page: Any, url: str) -> dict[str, Write]:
     """Those that change the price of the first product to 45."""
     return {
-        "asyncpg": lambda: page.reprice(pool, 1, 45),
+        "asyncpg": lambda: page.reprice(1, 45),
         "psycopg": lambda: page.reprice_with_psycopg(url, 1, 45),
-        "decorator": lambda: page.raise_prices(pool, 30, by=5),
-        "for update": lambda: page.add_to_price(pool, 1, 5),
+        "decorator": lambda: page.raise_prices(30, by=5),
+        "for update": lambda: page.add_to_price(1, 5),
     }
 
 
@@ -84,11 +85,10 @@ async def test_who_reads_before_the_commit_stores_nothing(
     page: Any, pool: asyncpg.Pool, postgres: Server, writer: str
 ) -> None:
     """While the commit waits in the database, the old row is read and not stored. After it, the new one is served."""
-    page.database.set(pool)
     held = HeldCommits(postgres, "products")
     assert await page.price_of(1) == 40
     await assert_hit(page.price_of, 1)
-    write = asyncio.ensure_future(writers(page, pool, postgres.url)[writer]())
+    write = asyncio.ensure_future(writers(page, postgres.url)[writer]())
     await anyio.to_thread.run_sync(held.wait_for_one)
     assert await page.price_of(1) == 40
     await assert_miss(page.price_of, 1)
@@ -100,7 +100,6 @@ async def test_who_reads_before_the_commit_stores_nothing(
 
 async def test_the_other_way_round_old_data_stays(page: Any, pool: asyncpg.Pool) -> None:
     """What the order is for: let go of before the commit, the tag does not keep anybody from storing the old row."""
-    page.database.set(pool)
     async with pool.acquire() as connection, connection.transaction():
         async with page.cache.transaction():
             await connection.execute("UPDATE products SET price = 45 WHERE id = 1")
@@ -125,7 +124,6 @@ async def test_a_transaction_of_psycopg_may_be_a_savepoint(
 
 async def test_an_error_rolls_back_and_drops(page: Any, pool: asyncpg.Pool) -> None:
     """The decorated function's error comes through; the row is as it was, and so is what is served."""
-    page.database.set(pool)
 
     @page.in_transaction
     async def fail(connection: asyncpg.Connection) -> None:
@@ -135,7 +133,7 @@ async def test_an_error_rolls_back_and_drops(page: Any, pool: asyncpg.Pool) -> N
 
     assert await page.price_of(1) == 40
     with pytest.raises(ZeroDivisionError):
-        await fail(pool)
+        await fail()
     await assert_miss(page.price_of, 1)
     assert await page.price_of(1) == 40
     await assert_hit(page.price_of, 1)
@@ -148,7 +146,6 @@ async def test_what_is_read_in_a_snapshot_agrees(
     page: Any, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was changed and cached anew after the first read is not served in it, but computed from the snapshot."""
-    page.database.set(pool)
     price_of = page.price_of
     has_begun, may_go_on = asyncio.Event(), asyncio.Event()
 
@@ -160,9 +157,9 @@ async def test_what_is_read_in_a_snapshot_agrees(
         return int(await price_of(product_id))
 
     monkeypatch.setattr(page, "price_of", stopping)
-    reading = asyncio.ensure_future(page.prices_of(pool, 1, 2))
+    reading = asyncio.ensure_future(page.prices_of(1, 2))
     await has_begun.wait()
-    await page.reprice(pool, 2, 25)
+    await page.reprice(2, 25)
     assert await price_of(2) == 25
     await assert_hit(price_of, 2)
     may_go_on.set()
@@ -176,33 +173,30 @@ async def test_what_is_read_in_a_snapshot_agrees(
 
 async def test_rows_that_a_condition_has_changed(page: Any, pool: asyncpg.Pool) -> None:
     """Their prices are new, and the others' are hits."""
-    page.database.set(pool)
     assert await page.price_of(1) == 40
     assert await page.price_of(2) == 20
-    assert await page.raise_prices(pool, 30, by=5) == 1
+    assert await page.raise_prices(30, by=5) == 1
     await assert_miss(page.price_of, 1)
     await assert_hit(page.price_of, 2)
-    assert await page.raise_prices(pool, 1000, by=5) == 0
+    assert await page.raise_prices(1000, by=5) == 0
 
 
 async def test_rows_that_were_copied(page: Any, pool: asyncpg.Pool) -> None:
     """By the table's tag what was read of the table goes, also that there was nothing."""
-    page.database.set(pool)
     assert await page.price_of(3) is None
-    await page.import_products(pool, [(3, 15)])
+    await page.import_products([(3, 15)])
     assert await page.price_of(3) == 15
 
 
 async def test_rows_that_a_cascade_has_deleted(page: Any, pool: asyncpg.Pool, postgres: Server) -> None:
     """The trigger tells of those that no statement has named, and of no others, nor again in the next transaction."""
     postgres.run(page.TELL)
-    page.database.set(pool)
     assert await page.price_of(1) == 40
     assert await page.price_of(2) == 20
-    await page.drop_shelf(pool, 7)
+    await page.drop_shelf(7)
     await assert_hit(page.price_of, 1)
     assert await page.price_of(2) is None
-    await page.drop_shelf(pool, 7)
+    await page.drop_shelf(7)
     await assert_hit(page.price_of, 2)
 
 
@@ -235,15 +229,14 @@ async def test_for_update_orders_writers(
     page: Any, pool: asyncpg.Pool, postgres: Server, for_update: bool, sum_of_both: int
 ) -> None:
     """The second waits until the first has committed, and counts on from there. Without it, it has read before that."""
-    page.database.set(pool)
     if not for_update:
         code = code_of(SECTIONS[2])
         assert " FOR UPDATE" in code
         exec(code.replace(" FOR UPDATE", ""), vars(page))
     held = HeldCommits(postgres, "products")
-    first = asyncio.ensure_future(page.add_to_price(pool, 1, 5))
+    first = asyncio.ensure_future(page.add_to_price(1, 5))
     await anyio.to_thread.run_sync(held.wait_for_one)
-    second = asyncio.ensure_future(page.add_to_price(pool, 1, 5))
+    second = asyncio.ensure_future(page.add_to_price(1, 5))
     await anyio.to_thread.run_sync(wait_for_a_waiting, postgres, "transactionid")
     held.go_on()
     await asyncio.gather(first, second)
@@ -253,7 +246,6 @@ async def test_for_update_orders_writers(
 @pytest.mark.parametrize("is_held", [True, False])
 async def test_for_update_holds_up_nobody_who_fills_the_cache(page: Any, pool: asyncpg.Pool, is_held: bool) -> None:
     """A reader gets the old row while another has it for update, and has changed it. Only a held tag is not stored."""
-    page.database.set(pool)
     has_written, may_commit = asyncio.Event(), asyncio.Event()
 
     async def write() -> None:

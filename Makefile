@@ -16,7 +16,7 @@ help:
 	@echo "make test   run every test"
 	@echo "make serve  leave the example running for a browser, at http://127.0.0.1:8000"
 	@echo "            (PORT=8001; with REDIS_URL=redis://localhost the cache is there, and WORKERS=4 share it)"
-	@echo "            both take DATABASE=postgresql://... for the data, which is in SQLite otherwise"
+	@echo "            (demo and serve: with DATABASE=postgresql://... the data is there, instead of in SQLite)"
 	@echo "make check  lint and check types"
 	@echo "make bench  measure, against other libraries in environments of their own"
 

@@ -6,7 +6,7 @@ so, and SQLite takes these for names.
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
@@ -126,17 +126,16 @@ def connections_to(database: str) -> Connections:
     if not is_url(database):
         return Connections(database, lambda: Sqlite(Path(database)))
     told = conninfo_to_dict(database)
-    told.pop("password", None)  # a name goes into keys, and keys into logs
-    return Connections(f"postgresql {told}", lambda: Postgres(database))
+    # The name goes into keys, and keys into logs: no password.
+    names = [f"{name}={told[name]}" for name in ("host", "port", "user", "dbname", "options") if name in told]
+    return Connections(f"postgresql: {' '.join(names)}", lambda: Postgres(database))
 
 
 def check(database: str) -> str | None:
     """What is wrong with the database that is to be used, if something is."""
     try:
-        connections = connections_to(database)
-        with connections.one() as connection:
+        with closing(connections_to(database)) as connections, connections.one() as connection:
             connection.execute("SELECT 1")
-        connections.close()
     except (psycopg.Error, sqlite3.Error) as error:
         return f"ATLAS_DATABASE: {str(error).strip()}"
     return None

@@ -139,6 +139,11 @@ class Database:
         rows.sort(key=lambda row: (row[1] ** 2 + row[2] ** 2, row[0]))
         return tuple(icao for icao, _, _ in rows[:limit])
 
+    def _select(self, rest: str, *parameters: str | int) -> tuple[Airport, ...]:
+        with self._connections.one() as connection:
+            rows = connection.execute(f"SELECT {COLUMNS} FROM airports {rest}", *parameters)
+        return tuple(Airport(*row) for row in rows)
+
     # --- writing -------------------------------------------------------------------------------------
 
     @contextmanager
@@ -146,11 +151,6 @@ class Database:
         """Commits at the end of the block, or rolls back on an error."""
         with self._connections.one() as connection, connection.transaction():
             yield Writing(connection)
-
-    def _select(self, rest: str, *parameters: str | int) -> tuple[Airport, ...]:
-        with self._connections.one() as connection:
-            rows = connection.execute(f"SELECT {COLUMNS} FROM airports {rest}", *parameters)
-        return tuple(Airport(*row) for row in rows)
 
 
 class Writing:

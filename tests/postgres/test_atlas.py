@@ -22,6 +22,7 @@ from examples.atlas.catalogue import cache
 from examples.atlas.connections import check, connections_to, new_database
 from examples.atlas.data import Database, Writing
 from examples.atlas.demo import running
+from tests.postgres.holding import HeldCommits
 from tests.postgres.servers import Server
 from tests.redis.servers import eventually
 
@@ -145,30 +146,6 @@ def test_serve_says_that_there_is_no_database(
 # --- the order of the commit and the answer ------------------------------------------------------------------
 
 
-class Held:
-    """Commits of changes to airports wait in the database, until they are told to go on."""
-
-    def __init__(self, postgres: Server) -> None:
-        self._postgres = postgres
-        postgres.run(
-            "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS "
-            "'BEGIN PERFORM pg_advisory_xact_lock(8); RETURN NULL; END'"
-        )
-        # Deferred: it runs as the transaction commits, as what is left to be checked.
-        postgres.run(
-            "CREATE CONSTRAINT TRIGGER wait AFTER UPDATE ON airports DEFERRABLE INITIALLY DEFERRED "
-            "FOR EACH ROW EXECUTE FUNCTION wait()"
-        )
-        postgres.run("SELECT pg_advisory_lock(8)")
-
-    def wait_for_one(self) -> None:
-        waiting = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = 8 AND NOT granted"
-        eventually("a commit that waits", lambda: self._postgres.run(waiting))
-
-    def go_on(self) -> None:
-        self._postgres.run("SELECT pg_advisory_unlock(8)")
-
-
 class Noting:
     """Notes in `happened` that an answer to a POST goes out."""
 
@@ -237,7 +214,7 @@ def test_who_has_the_answer_reads_the_new_row(
     postgres: Server, client: httpx.Client, editor: Callable[[str], "Future[httpx.Response]"], happened: list[str]
 ) -> None:
     """With scope="function": while the commit waits there is no answer, and after the answer there is no old page."""
-    held = Held(postgres)
+    held = HeldCommits(postgres, "airports")
     assert OLD in client.get(PAGE).text
     assert "hit" in status(client.get(PAGE))
     answer = editor(f"{PAGE}/edit")
@@ -259,7 +236,7 @@ def test_with_the_default_scope_the_answer_comes_before_the_commit(
     postgres: Server, client: httpx.Client, editor: Callable[[str], "Future[httpx.Response]"], happened: list[str]
 ) -> None:
     """Who has it may read the old row. The cache at least keeps nothing of that: it is new after the commit."""
-    held = Held(postgres)
+    held = HeldCommits(postgres, "airports")
     assert OLD in client.get(PAGE).text
     answer = editor(f"/late{PAGE}/edit")
     held.wait_for_one()

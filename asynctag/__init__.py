@@ -22,6 +22,7 @@ from asynctag.errors import (
     ValueNotCacheableError,
 )
 from asynctag.explain import Explanation
+from asynctag.leased import Held, Wait, WhileLeased
 from asynctag.scope import add_tags, no_store
 from asynctag.tags import tag
 
@@ -34,6 +35,7 @@ __all__ = [
     "ConfigurationError",
     "CorruptEntryError",
     "Explanation",
+    "Held",
     "Hit",
     "InvalidKeyError",
     "InvalidTagError",
@@ -45,6 +47,8 @@ __all__ = [
     "UnstableArgumentError",
     "UnsupportedTypeError",
     "ValueNotCacheableError",
+    "Wait",
+    "WhileLeased",
     "add_tags",
     "no_store",
     "tag",

@@ -17,9 +17,10 @@ from asynctag.codec import NOT_GIVEN, Codec, codec_for
 from asynctag.errors import BackendError, ConfigurationError, InvalidTagError, LifecycleError
 from asynctag.expiry import Expiry, ExpiryOptions, Seconds, fraction, seconds, strength, yes_or_no
 from asynctag.explain import Explanation, explanation
-from asynctag.fill import MISSING, Filler, Job, check_built, load
+from asynctag.fill import MISSING, Filler, Job, check_built, load, may_serve_held
 from asynctag.keys import check_key
 from asynctag.lag import NO_LAG, DuringLag, Lag, Probe
+from asynctag.leased import HowLeased, WhileLeased, check_while_leased, serves
 from asynctag.names import ROOT, check_namespace, key_name, namespace_tag, tag_name, user_tags
 from asynctag.pending import Pending, as_written
 from asynctag.scope import Scope, current_scope, live_scope
@@ -69,8 +70,10 @@ class Cache:
     random), `early` (the strength of early renewal, 0 is off) and `inherit_ttl` are defaults for
     the functions. `replica_lag`: for how many seconds after a change the database's replicas may lack it; what is
     invalidated is held so long (`during_lag="serve"`: served and stored, and invalidated once more then), or until
-    `caught_up()` says that the replicas have everything, which an opened cache asks. With `require_backend`, a cache
-    that nobody has bound raises when it is used.
+    `caught_up()` says that the replicas have everything, which an opened cache asks. `while_leased`: what those do who
+    ask for a value with a tag that a transaction holds, a default for the functions: compute ("bypass"), be served
+    what was there before ("serve_stale"), wait for its end ("wait", a second; `Wait(seconds)`), or what an async
+    function says. With `require_backend`, a cache that nobody has bound raises when it is used.
 
     Raises `ConfigurationError` for values that cannot be meant.
     """
@@ -90,6 +93,7 @@ class Cache:
         replica_lag: Seconds = 0,
         during_lag: DuringLag = "bypass",
         caught_up: Probe | None = None,
+        while_leased: HowLeased = "bypass",
         require_backend: bool = False,
     ) -> None:
         self.namespace = check_namespace(namespace)
@@ -102,6 +106,7 @@ class Cache:
             jitter=fraction(jitter, "jitter"),
             early=strength(early, "early"),
             inherit_ttl=yes_or_no(inherit_ttl, "inherit_ttl"),
+            while_leased=check_while_leased(while_leased, "while_leased"),
         )
         self._lag = NO_LAG.changed(replica_lag, during_lag, caught_up)
         self._require_backend = require_backend
@@ -584,13 +589,19 @@ class Cache:
 
     async def explain(self, key: str) -> Explanation:
         """What is stored under `key`, and why it would miss: absent, expired, which tag, a lost journal."""
-        return await self._explain(key, self._key(key))
+        return await self._explain(key, self._key(key), self._defaults.while_leased)
 
-    async def _explain(self, key: str, name: str) -> Explanation:
+    async def _explain(self, key: str, name: str, while_leased: WhileLeased | None) -> Explanation:
         filler = self._filling()
         if self._disabled:
             return Explanation(key, "miss")
-        return explanation(key, await filler.inspect(name), self.namespace, filler.backend.clock())
+        reading, now = await filler.inspect(name), filler.backend.clock()
+        scope = live_scope()
+        if reading.is_leased and serves(while_leased) and (scope is None or scope.transaction is None):
+            (held,) = await filler.read_held([name])
+            if held is not None and may_serve_held(held, now):
+                reading = reading._replace(entry=held.entry, stale=True)
+        return explanation(key, reading, self.namespace, now)
 
     # --- parts that the decorator and the response cache share -----------------------------------------
 
@@ -649,6 +660,7 @@ class Cache:
             "jitter": fraction,
             "early": strength,
             "inherit_ttl": yes_or_no,
+            "while_leased": check_while_leased,
         }
         for name in options:
             if name not in check:

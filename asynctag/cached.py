@@ -194,7 +194,7 @@ class Definition(Generic[P, R]):
 
     async def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
         key = self.make_key(*args, **kwargs)
-        return await self.cache._explain(key[self._prefix :], key)
+        return await self.cache._explain(key[self._prefix :], key, self.expiry.while_leased)
 
 
 class SyncCached(Generic[P]):

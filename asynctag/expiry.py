@@ -5,9 +5,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from asynctag.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from asynctag.leased import HowLeased, WhileLeased
 
 Seconds = float | timedelta
 
@@ -63,13 +66,15 @@ class ExpiryOptions(TypedDict, total=False):
     jitter: float | None
     early: float | None
     inherit_ttl: bool | None
+    while_leased: "HowLeased | None"
 
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """The rules by which a function's entries end. All periods in seconds.
+    """The rules by which a function's entries end, and are served. All periods in seconds.
 
-    `kept`: how long past its freshness an entry stays, not to be served, but to be looked at.
+    `kept`: how long past its freshness an entry stays, not to be served, but to be looked at. `while_leased`: what is
+    done while a transaction holds a tag of it; None: it is computed.
     """
 
     ttl: float
@@ -79,6 +84,7 @@ class Expiry:
     early: float = 0.0
     inherit_ttl: bool = True
     kept: float = 0.0
+    while_leased: "WhileLeased | None" = None
 
     def times(
         self, now: float, took: float, fresh_limit: float, limit: float, dice: Callable[[], float] = random.random

@@ -40,6 +40,8 @@ class Explanation:
         carries = f" It carries the tags {', '.join(sorted(self.tags))}." if self.tags else ""
         if self.state == "hit":
             return f"{self.key}: a hit, fresh for {self.fresh_for:.3g} s.{carries}"
+        if self.state == "stale" and self.cause is Cause.LEASED:
+            return f"{self.key}: served as it was, while {self.invalidated_by} is held by a transaction.{carries}"
         if self.state == "stale":
             return f"{self.key}: stale, kept for {self.kept_for:.3g} s to be served while it is renewed.{carries}"
         if self.cause is Cause.INVALIDATED:
@@ -53,7 +55,7 @@ class Explanation:
 def explanation(key: str, reading: Reading, namespace: str, now: float) -> Explanation:
     """The explanation of a backend's `inspect`."""
     entry, miss = reading.entry, reading.miss
-    state = "miss" if miss is not None or entry is None else "stale" if reading.stale else "hit"
+    state = "stale" if reading.stale else "miss" if miss is not None or entry is None else "hit"
     return Explanation(
         key=key,
         state=state,

@@ -7,12 +7,15 @@ from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
+from anyio import move_on_after, sleep
+
 from asynctag.backends.base import OF_NO_EPOCH, Backend, Cause, Entry, Miss, Reading, Stamp, Written
 from asynctag.background import Background
 from asynctag.codec import Codec, Kept
 from asynctag.errors import BackendError, ConfigurationError, CorruptEntryError
 from asynctag.expiry import Expiry, renews_early
 from asynctag.flight import Fate, Flight, Flights, Turn
+from asynctag.leased import FIRST_LOOK, LAST_LOOK, Held, check_verdict
 from asynctag.names import NOBODYS
 from asynctag.outage import outage_of
 from asynctag.pending import Invalidator
@@ -75,6 +78,9 @@ class Looked(NamedTuple):
     landings: int
     reading: Reading | None
 
+
+#: Before the "key" of the flight that a watch over a tag is: one a tag at a time. No entry can have it.
+_WATCH: Final = "|-held|"
 
 # Caches that share a backend share the flights too: one computation a key, by process.
 _flights: WeakKeyDictionary[Backend, Flights] = WeakKeyDictionary()
@@ -143,6 +149,16 @@ class Filler:
         if scope is None or scope.transaction is None:
             return await self.read_many(keys)
         return await scope.transaction.read_many(self, keys)
+
+    async def read_held(self, keys: Sequence[str]) -> Sequence[Reading | None]:
+        """As `read_many`, of entries with tags that are held: see `Backend.read_held`."""
+        leased = self.pending.names
+        try:
+            readings = await self.backend.read_held(keys)
+        except BackendError as error:
+            self._cannot_read(error)
+            return [None] * len(keys)
+        return [_without(reading, leased) for reading in readings] if leased else readings
 
     async def inspect(self, key: str) -> Reading:
         """As `read`, with the entry where there is one. Raises `BackendError`: there is nothing to explain."""
@@ -259,17 +275,22 @@ class Filler:
         if looked is None:
             came = self.flights.begun
             landings = self.flights.landings(job.key)
-            found = await self.look(job, parent)
+            found = self._found(job, await self.read(job.key), parent)
         else:
             came, landings, reading = looked
             found = self._found(job, reading, parent)
+        if found.value is MISSING and _is_leased(found.reading) and job.expiry.while_leased is not None:
+            found = await self._despite_lease(job, found, parent, may_wait=not _flights_around(parent))
         if found.value is MISSING:
             return await self._queue(job, parent, came, found.reading, landings, None)
         return found
 
     async def look(self, job: Job, parent: Scope | None) -> Found:
         """A value of `job` to serve from the backend."""
-        return self._found(job, await self.read_within(parent, job.key), parent)
+        found = self._found(job, await self.read_within(parent, job.key), parent)
+        if found.value is MISSING and _is_leased(found.reading) and job.expiry.while_leased is not None:
+            return await self._despite_lease(job, found, parent, may_wait=False)
+        return found
 
     def _found(self, job: Job, reading: Reading | None, parent: Scope | None) -> Found:
         value = self.serve(job, reading, parent)
@@ -329,6 +350,103 @@ class Filler:
             return found._replace(flight=flight)
         self.flights.land(flight, Fate.UNCHECKED, entry=found.entry, stale=found.stale)
         return found
+
+    # --- while a transaction holds a tag -------------------------------------------------------------
+
+    async def _despite_lease(self, job: Job, found: Found, parent: Scope | None, *, may_wait: bool) -> Found:
+        """What the reader of a leased tag gets instead, if there is anything. `found` is why it has to ask."""
+        readings = {job.name: found.reading}
+        values = await self._despite_leases({job.name: job}, readings, [job.name], parent, may_wait=may_wait)
+        reading = readings[job.name]
+        if not values or reading is None:
+            return Found(MISSING, reading=reading)
+        return Found(values[job.name], reading.entry, reading.stale, reading)
+
+    async def _despite_leases(
+        self,
+        jobs: Mapping[str, Job],
+        readings: dict[str, Reading | None],
+        names: list[str],
+        parent: Scope | None,
+        *,
+        may_wait: bool,
+    ) -> dict[str, Any]:
+        """What is served of `names`, which were found leased. What was read goes into `readings`.
+
+        Nobody in a transaction is served what it may have changed itself, or waits for another. Nothing is waited for
+        while others wait for the caller.
+        """
+        behaviour = jobs[names[0]].expiry.while_leased
+        if behaviour is None or (parent is not None and parent.transaction is not None):
+            return {}
+        before = dict(zip(names, await self.read_held([jobs[name].key for name in names]), strict=True))
+        name = next((name for name in names if _holds_entry(before[name])), None)
+        if name is None:  # replicas have yet to catch up, or a holder may be dead: nothing comes of waiting either
+            return {}
+        reading, first = readings[name], before[name]
+        assert reading is not None
+        assert reading.miss is not None
+        assert first is not None
+        assert first.entry is not None
+        tag, since = reading.miss.tag or "", first.entry.stamp
+        held = Held(jobs[name].key, tag, partial(self._released, tag, since) if may_wait else None)
+        verdict = check_verdict(await behaviour(held), behaviour)
+        values: dict[str, Any] = {}
+        if held.waited:
+            again = await self.read_many([jobs[name].key for name in names])
+            readings |= dict(zip(names, again, strict=True))
+            values = {name: self.serve(jobs[name], readings[name], parent) for name in names}
+            values = {name: value for name, value in values.items() if value is not MISSING}
+            names = [name for name in names if name not in values and _is_leased(readings[name])]
+            if verdict == "serve_stale" and names:
+                before = dict(zip(names, await self.read_held([jobs[name].key for name in names]), strict=True))
+        if verdict == "serve_stale":
+            for name in names:
+                one = before[name]
+                value = self._serve_held(jobs[name], one, parent)
+                if value is not MISSING and one is not None:
+                    values[name], readings[name] = value, one._replace(stale=True)
+        return values
+
+    def _serve_held(self, job: Job, reading: Reading | None, parent: Scope | None) -> Any:
+        """As `serve`, of what was there before a lease. It is not renewed: nothing could be stored."""
+        if reading is None or reading.entry is None or (parent is not None and parent.renewing):
+            return MISSING
+        if not may_serve_held(reading, self.backend.clock()):
+            return MISSING
+        value = load(reading.entry, job.codec)
+        if value is not MISSING and parent is not None:
+            parent.absorb(reading.entry, self.backend, stale=True)
+        return value
+
+    async def _released(self, tag: str, since: Stamp, within: float) -> bool:
+        """Wait until `tag` is let go of. One of those who wait looks, in this process; the others wait for that one."""
+        key, after = f"{_WATCH}{tag}", None
+        with move_on_after(within):
+            while True:
+                turn, flight = self.flights.board(key, self.backend.clock(), None, after)
+                assert flight is not None
+                if turn is Turn.LEAD:
+                    try:
+                        await self._watch(tag, since)
+                        self.flights.land(flight, Fate.UNCHECKED)
+                    finally:
+                        self.flights.land(flight, Fate.CANCELLED)
+                    return True
+                await self.flights.wait(flight, ())
+                if flight.fate is not Fate.CANCELLED:
+                    return True
+                after = flight
+        return False
+
+    async def _watch(self, tag: str, since: Stamp) -> None:
+        pause = FIRST_LOOK
+        try:
+            while await self.backend.is_held(tag, since):
+                await sleep(pause)
+                pause = min(2 * pause, LAST_LOOK)
+        except BackendError as error:
+            self._cannot_read(error)
 
     async def refresh(self, job: Job) -> Any:
         """Compute `job` now and store it, whatever is cached.
@@ -600,10 +718,12 @@ class Filler:
         found: dict[str, Any] = {}
         readings: dict[str, Reading | None] = {}
         fresh = missing = list(jobs)
+        may_wait = not inside
         while missing:
             # Those that no flight has left over yet are looked up here, the others by whoever leads the next flight.
             landings |= {name: self.flights.landings(jobs[name].key) for name in fresh}
-            values = await self._look_many(jobs, fresh, readings, parent)
+            values = await self._look_many(jobs, fresh, readings, parent, may_wait=may_wait)
+            may_wait = False
             found |= values
             boarded = self._board_many(jobs, [name for name in missing if name not in values], landings, after)
             fresh, missing = boarded.again, list(boarded.again)
@@ -654,6 +774,8 @@ class Filler:
         names: Sequence[str],
         readings: dict[str, Reading | None],
         parent: Scope | None,
+        *,
+        may_wait: bool = False,
     ) -> dict[str, Any]:
         """The values among `names` that the backend has; what was read goes into `readings`."""
         if not names:
@@ -661,7 +783,11 @@ class Filler:
         read = await self.read_many_within(parent, [jobs[name].key for name in names])
         readings |= dict(zip(names, read, strict=True))
         values = {name: self.serve(jobs[name], readings[name], parent) for name in names}
-        return {name: value for name, value in values.items() if value is not MISSING}
+        found = {name: value for name, value in values.items() if value is not MISSING}
+        leased = [name for name in names if name not in found and _is_leased(readings[name])]
+        if leased:
+            found |= await self._despite_leases(jobs, readings, leased, parent, may_wait=may_wait)
+        return found
 
     def _board_many(
         self,
@@ -769,6 +895,22 @@ def check_built(built: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]
     if strangers:
         raise ConfigurationError(f"the builder returned {strangers[0]!r}, which it was not asked for: it got {names!r}")
     return built
+
+
+def _is_leased(reading: Reading | None) -> bool:
+    return reading is not None and reading.is_leased
+
+
+def _holds_entry(reading: Reading | None) -> bool:
+    return reading is not None and reading.entry is not None
+
+
+def may_serve_held(reading: Reading, now: float) -> bool:
+    """Whether what was there before a lease may still be served: as long as it would be without one."""
+    entry = reading.entry
+    if entry is None or now >= entry.stale_until:
+        return False
+    return not reading.stale or entry.stale_until > entry.fresh_until
 
 
 def _flights_around(scope: Scope | None) -> tuple[Flight, ...]:

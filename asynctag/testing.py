@@ -604,6 +604,88 @@ class BackendContract:
         await self.advance(backend, clock, 6 * self.unit)
         assert (await backend.read(PAGE)).entry is None
 
+    async def held(self, backend: Backend, key: str = PAGE) -> bool:
+        """Whether an entry may be served as from before a lease. A backend that cannot tell says no to everything."""
+        (reading,) = await backend.read_held([key])
+        return reading.entry is not None
+
+    async def test_what_is_held_may_be_read_as_from_before(self, backend: Backend) -> None:
+        """With its staleness; many at once, in their order. For others it stays a miss."""
+        can = type(backend).read_held is not Backend.read_held
+        await self.put(backend, value="before", tags=[RED])
+        await self.put(backend, OTHER, "stale", tags=[RED, BLUE], stale=3)
+        await backend.invalidate([BLUE], soft=True)
+        stamp = (await backend.read(PAGE)).stamp
+        await backend.lease([RED], "me", 10 * self.unit)
+        await backend.lease([RED, BLUE], "another", 10 * self.unit)
+        other, page, none = await backend.read_held([OTHER, PAGE, key_name("", "none")])
+        assert none.entry is None
+        assert await backend.is_held(RED, stamp) is can
+        assert not await backend.is_held(tag_name("", "green"), stamp)
+        assert not await backend.is_held(RED, Stamp(stamp.epoch + 1, stamp.seq))
+        assert (await backend.read(PAGE)).entry is None
+        if can:
+            assert self.value_of(backend, page) == "before"
+            assert self.value_of(backend, other) == "stale"
+            assert (page.stale, other.stale) == (False, True)
+
+    @pytest.mark.parametrize("what", ["release", "lag", "invalidate", "delete"])
+    async def test_what_was_invalidated_while_it_is_held_is_not_from_before(self, backend: Backend, what: str) -> None:
+        """One holder ends and another goes on, or somebody invalidates: what was there is from before that."""
+        can = type(backend).read_held is not Backend.read_held
+        tag = PAGE if what == "delete" else RED
+        await self.put(backend, tags=[RED])
+        stamp = (await backend.read(PAGE)).stamp
+        await backend.lease([tag], "a", 10 * self.unit)
+        await backend.lease([tag], "b", 10 * self.unit)
+        assert await self.held(backend) is can
+        if what == "invalidate":
+            await backend.invalidate([BLUE, RED])
+        elif what == "delete":
+            await backend.delete(PAGE)
+        else:
+            await backend.release([RED], "a", lag=5 * self.unit * (what == "lag"))
+        assert not await self.held(backend)
+        assert not await backend.is_held(tag, stamp)
+        assert await backend.is_held(tag, (await backend.read(PAGE)).stamp) is can
+        await backend.lease([tag], "c", 10 * self.unit)
+        assert not await self.held(backend)
+
+    async def test_what_a_dead_holder_may_have_changed_is_not_served(self, backend: Backend, clock: Any) -> None:
+        """From the end of its lease on, whoever else holds the tag, and whether or not that end was seen to."""
+        can = type(backend).read_held is not Backend.read_held
+        await self.put(backend, tags=[RED], fresh=8)
+        stamp = (await backend.read(PAGE)).stamp
+        await backend.lease([RED], "dead", self.unit)
+        await backend.lease([RED], "alive", 6 * self.unit)
+        assert await self.held(backend) is can
+        await self.advance(backend, clock, 2 * self.unit)
+        assert not await self.held(backend)
+        assert not await backend.is_held(RED, stamp)
+        await self.put(backend, tags=[RED])
+        assert not await self.held(backend)
+        assert not await backend.is_held(RED, stamp)
+
+    async def test_what_is_not_valid_is_not_served_as_from_before_either(self, backend: Backend, clock: Any) -> None:
+        """Neither what was invalidated before the lease, nor what has expired."""
+        await self.put(backend, tags=[RED])
+        await self.put(backend, OTHER, tags=[BLUE])
+        await backend.invalidate([RED])
+        await backend.lease([RED, BLUE], "me", 20 * self.unit)
+        assert not await self.held(backend)
+        await self.advance(backend, clock, 6 * self.unit)
+        assert not await self.held(backend, OTHER)
+
+    async def test_a_lost_journal_holds_nothing_from_before(self, backend: Backend) -> None:
+        """What is there may be older than what it knew."""
+        await self.put(backend, tags=[RED])
+        await backend.lease([RED], "me", 10 * self.unit)
+        stamp = (await backend.read(PAGE)).stamp
+        await self.lose(backend)
+        await backend.lease([RED], "me", 10 * self.unit)
+        assert not await self.held(backend)
+        assert not await backend.is_held(RED, stamp)
+
     async def test_the_newest_stamp_is_none_that_is_yet_to_come(self, backend: Backend) -> None:
         """Known without asking, it may be older than the journal's; never newer, nor of what was not seen."""
         await backend.invalidate([RED])

@@ -279,6 +279,44 @@ class SoftIsUnchanged(MemoryBackend):
         return not any(tag in self._leases or self._hard.get(tag, 0) > since.seq for tag in tags)
 
 
+class ServesDespiteAnyLease(MemoryBackend):
+    """As if nothing were held, however long a lease is over."""
+
+    def _has_ended(self, tag: str, now: float) -> bool:
+        return False
+
+
+class NumbersOnlyWhatIsFree(MemoryBackend):
+    """What is released or invalidated while others hold it leaves no number."""
+
+    def _invalidate(self, tags: Any, journal: Any) -> None:
+        super()._invalidate([tag for tag in tags if tag not in self._leases], journal)
+
+
+class ServesWhateverIsHeld(MemoryBackend):
+    def _why_outdated(self, entry: Entry) -> Any:
+        return None
+
+
+class HeldWhateverHappens(MemoryBackend):
+    async def is_held(self, tag: str, since: Stamp) -> bool:
+        return tag in self._leases
+
+
+class HeldInAnyEpoch(MemoryBackend):
+    async def is_held(self, tag: str, since: Stamp) -> bool:
+        return await super().is_held(tag, Stamp(self._stamp.epoch, since.seq))
+
+
+class KeepsTheEpochOfWhatIsHeld(MemoryBackend):
+    def _read_held(self, key: str) -> Reading:
+        node = self._entries.get(key)
+        return Reading(self._stamp, node) if node is not None else super()._read_held(key)
+
+    async def wipe(self) -> None:
+        self._stamp = Stamp(self._stamp.epoch + 1, 0)
+
+
 class NewestIsAhead(MemoryBackend):
     def newest(self) -> Stamp:
         return Stamp(self._stamp.epoch, self._stamp.seq + 10)
@@ -305,6 +343,12 @@ BROKEN = {
     ServedLagsStay: "test_a_lag_that_is_served_may_end_sooner",
     AllIsUnchanged: "test_what_was_forgotten_is_not_said_to_be_unchanged",
     SoftIsUnchanged: "test_what_has_changed_is_never_said_to_be_unchanged",
+    ServesDespiteAnyLease: "test_what_a_dead_holder_may_have_changed_is_not_served",
+    NumbersOnlyWhatIsFree: "test_what_was_invalidated_while_it_is_held_is_not_from_before",
+    ServesWhateverIsHeld: "test_what_is_not_valid_is_not_served_as_from_before_either",
+    HeldWhateverHappens: "test_what_a_dead_holder_may_have_changed_is_not_served",
+    HeldInAnyEpoch: "test_what_is_held_may_be_read_as_from_before",
+    KeepsTheEpochOfWhatIsHeld: "test_a_lost_journal_holds_nothing_from_before",
     NewestIsAhead: "test_the_newest_stamp_is_none_that_is_yet_to_come",
     StampsAtTheWrite: "test_a_write_is_refused_if_its_tag_was_invalidated_meanwhile",
     WritesUnchecked: "test_tags_need_not_be_known_in_advance",
@@ -326,7 +370,7 @@ def test_the_contract_fails_for_a_backend_that_breaks_a_rule(kind: type[MemoryBa
     backend, contract = kind(clock=clock, max_tags=MAX_TAGS), TestMemoryBackend()
     test = getattr(contract, BROKEN[kind])
     names = test.__func__.__code__.co_varnames[: test.__func__.__code__.co_argcount]
-    more = {"clock": clock, "order": (False, True)}
+    more = {"clock": clock, "order": (False, True), "what": "release"}
     arguments = {name: more[name] for name in names if name in more}
 
     async def run() -> None:

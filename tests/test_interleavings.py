@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from asynctag.backends.base import Entry, Written
+from asynctag.backends.base import Cause, Entry, Miss, Written
 from asynctag.backends.memory import MemoryBackend
 from asynctag.fill import MISSING, Filler, load
 from asynctag.flight import Fate, Flight, Flights
@@ -503,6 +503,48 @@ def stored_for_good_in_a_lag(patch: pytest.MonkeyPatch) -> None:
 def one_end_a_tag(patch: pytest.MonkeyPatch) -> None:
     """Of two lags on one tag the last one's end counts."""
     patch.setattr("asynctag.pending.new_holder", lambda: "the lag")
+
+
+@variant("Another transaction holds the tag too, and a reader is served what was there before them")
+def ends_leave_no_number(patch: pytest.MonkeyPatch) -> None:
+    """What one holder has changed is not noted while another one holds the tag."""
+    invalidate = MemoryBackend._invalidate
+
+    def forgetful(self: MemoryBackend, tags: Any, journal: Any) -> None:
+        invalidate(self, [tag for tag in tags if tag not in self._leases], journal)
+
+    patch.setattr(MemoryBackend, "_invalidate", forgetful)
+
+
+@variant("A transaction commits, and two readers are served what was there before it")
+def served_after_the_end(patch: pytest.MonkeyPatch) -> None:
+    """What was there before the lease is served though the tag was let go of meanwhile."""
+    patch.setattr(MemoryBackend, "_why_outdated", lambda self, entry: None)
+    why = MemoryBackend._why_invalid
+
+    def leased(self: MemoryBackend, entry: Entry) -> Any:
+        miss = why(self, entry)
+        return Miss(Cause.LEASED, "|t|x") if miss is not None and miss.cause is Cause.INVALIDATED else miss
+
+    patch.setattr(MemoryBackend, "_why_invalid", leased)
+
+
+@variant("A transaction never ends, and its lease does; a reader is served what was there before")
+def served_in_ended_leases(patch: pytest.MonkeyPatch) -> None:
+    """What was there before is served however long the lease is over."""
+    patch.setattr(MemoryBackend, "_has_ended", lambda self, tag, now: False)
+
+
+@variant("A page is built from a value that is served as it was before a transaction")
+def served_as_if_it_were_untagged(patch: pytest.MonkeyPatch) -> None:
+    """What is built from it carries none of its tags."""
+    absorb = Scope.absorb
+
+    def without(self: Scope, entry: Entry, backend: Any, *, stale: bool = False) -> None:
+        if not stale:
+            absorb(self, entry, backend)
+
+    patch.setattr(Scope, "absorb", without)
 
 
 @pytest.mark.parametrize("wrong", VARIANTS)

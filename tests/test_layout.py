@@ -15,7 +15,7 @@ LAYERS = [
     {"errors"},
     {"names", "signatures", "stable", "same", "tags", "keys", "thaw", "codec", "expiry", "backends.base"},
     {"scope", "explain"},
-    {"background", "flight", "lag", "outage", "pending", "fill"},
+    {"background", "flight", "lag", "leased", "outage", "pending", "fill"},
     {"transaction"},
     {"sync"},
     {"cached"},

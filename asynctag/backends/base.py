@@ -117,6 +117,11 @@ class Reading(NamedTuple):
     stale: bool = False
     miss: Miss | None = None
 
+    @property
+    def is_leased(self) -> bool:
+        """Whether there is an entry, and none to serve because a tag of it is held."""
+        return self.miss is not None and self.miss.cause is Cause.LEASED
+
 
 class Written(NamedTuple):
     """Whether an entry was stored, whether it was stale as it was, and if not stored, why."""
@@ -201,6 +206,22 @@ class Backend(ABC):
         """Whether the journal, asked now, knows that none of `tags` was invalidated, hard or soft, since `since`.
 
         A backend that cannot tell says that it does not know: transactions then compute what is newer than they are.
+        """
+        return False
+
+    async def read_held(self, keys: Sequence[str]) -> list[Reading]:
+        """As `read_many`, but a tag that is held counts by its last hard invalidation, as if it were not.
+
+        Unless one of its leases has ended. What others release or invalidate while it is held counts too. A backend
+        that cannot tell says that nothing may be served.
+        """
+        stamp = self.newest()
+        return [Reading(stamp, None, miss=Miss(Cause.LEASED)) for _ in keys]
+
+    async def is_held(self, tag: str, since: Stamp) -> bool:
+        """Whether `tag` is held, by leases that have not ended, and was not invalidated, hard, since `since`.
+
+        A backend that cannot tell says no: nobody waits for it.
         """
         return False
 

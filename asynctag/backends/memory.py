@@ -154,15 +154,38 @@ class MemoryBackend(Backend):
                 return reading
             return Reading(reading.stamp, None, miss=reading.miss)
 
+    async def read_held(self, keys: Sequence[str]) -> list[Reading]:
+        with self._lock:
+            return [self._read_held(key) for key in keys]
+
+    def _read_held(self, key: str) -> Reading:
+        reading = self._look(key, despite_leases=True)
+        if reading.miss is None and reading.entry is not None:
+            self._entries[key].used = True
+            return reading
+        return Reading(reading.stamp, None, miss=reading.miss)
+
+    async def is_held(self, tag: str, since: Stamp) -> bool:
+        with self._lock:
+            if tag not in self._leases or since.epoch != self._stamp.epoch or since.seq < self._floor:
+                return False
+            return not self._has_ended(tag, self.clock()) and self._hard.get(tag, 0) <= since.seq
+
+    def _has_ended(self, tag: str, now: float) -> bool:
+        """Whether one of the leases of `tag` has."""
+        return any(end <= now for end in self._leases[tag].values())
+
     async def inspect(self, key: str) -> Reading:
         with self._lock:
             return self._look(key)
 
-    def _look(self, key: str) -> Reading:
+    def _look(self, key: str, *, despite_leases: bool = False) -> Reading:
         node = self._entries.get(key)
         if node is None:
             return Reading(self._stamp, None, miss=_ABSENT)
         miss = self._why_invalid(node)
+        if despite_leases and miss is not None and miss.cause is Cause.LEASED:
+            miss = self._why_outdated(node)
         if miss is not None:
             return Reading(self._stamp, node, miss=miss)
         now = self.clock()
@@ -188,6 +211,16 @@ class MemoryBackend(Backend):
             for tag in entry.tags:
                 if hard.get(tag, 0) > seq:
                     return Miss(Cause.INVALIDATED, tag)
+        return None
+
+    def _why_outdated(self, entry: Entry) -> Miss | None:
+        """Why an entry with a tag that is held may not be served as from before the lease."""
+        now = self.clock()
+        for tag in entry.tags:
+            if self._hard.get(tag, 0) > entry.stamp.seq:
+                return Miss(Cause.INVALIDATED, tag)
+            if tag in self._leases and self._has_ended(tag, now):
+                return Miss(Cause.LEASED, tag)
         return None
 
     def _softener(self, entry: Entry) -> str | None:

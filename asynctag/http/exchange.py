@@ -297,7 +297,7 @@ class Exchange:
                 if self._wants(stored):
                     return stored
             self.land(Fate.CANCELLED)
-            job = self._job(key, _LOOKED_UP)
+            job = self._job(key, replace(_LOOKED_UP, while_leased=self.cache._defaults.while_leased))
             # What is found and not served is no part of the response that takes its place.
             looking = Scope(self.scope.name, self.scope.backend, self.cache.namespace, self.scope.parent)
             looking.renewing = self.scope.renewing
@@ -512,7 +512,9 @@ class Exchange:
         dims = self.dims if self.policy is None else self._looked_up_by(self.policy)
         if bypass is not None or dims is None:
             return ResponseExplanation(self.policy, bypass)
-        entry = await self.cache._explain(self.scope.name, self.address.response_key(dims))
+        entry = await self.cache._explain(
+            self.scope.name, self.address.response_key(dims), self.cache._defaults.while_leased
+        )
         return ResponseExplanation(self.policy, None, entry)
 
     def nothing_cached(self) -> tuple[Message, Message]:

@@ -18,7 +18,8 @@ from starlette.routing import Mount, WebSocketRoute
 from starlette.routing import Route as StarletteRoute
 from starlette.websockets import WebSocket
 
-from asynctag import Cache, add_tags, no_store
+from asynctag import Cache, Wait, add_tags, no_store
+from asynctag.backends.memory import MemoryBackend
 from asynctag.errors import ConfigurationError
 from asynctag.http import CacheMiddleware, Policy, cache_of, cache_response
 from asynctag.http import exchange as exchange_module
@@ -93,6 +94,25 @@ async def test_a_response_that_does_not_say_so_is_not_stored(cache: Cache, said:
     page = Page(cache_control=said)
     app = CacheMiddleware(page, cache=cache)
     assert [(await ask(app)).text for _ in range(2)] == ["run 1", "run 2"]
+
+
+@pytest.mark.parametrize("public", [True, False])
+@pytest.mark.parametrize(
+    ("while_leased", "comes"), [("serve_stale", "run 1"), (Wait(0.02), "run 2"), ("bypass", "run 2")], ids=str
+)
+async def test_while_a_transaction_holds_a_tag(while_leased: Any, comes: str, public: bool) -> None:
+    """Responses are served as the cache says, before routing and at the endpoint; after the end all is new."""
+    cache = Cache(MemoryBackend(), while_leased=while_leased)
+    app, backend = decorated(cache, counting(), 60, tags=["x"], public=public), cache._filling().backend
+    assert (await ask(app)).text == "run 1"
+    await backend.lease(["|t|x"], "holder", 30)
+    response = await ask(app)
+    assert response.text == comes
+    assert ("hit" in str(response.header("cache-status"))) is (comes == "run 1")
+    if comes == "run 1":
+        assert "ttl=-1" in str(response.header("cache-status"))
+    await backend.release(["|t|x"], "holder")
+    assert (await ask(app)).text == f"run {int(comes[-1]) + 1}"
 
 
 async def test_a_plain_max_age_is_enough_where_the_middleware_is_told_so(cache: Cache) -> None:

@@ -797,6 +797,94 @@ def a_holder_dies(world: World) -> None:
     world.after(committed(world, cache))
 
 
+@light
+def served_while_it_is_held(world: World) -> None:
+    """A transaction commits, and two readers are served what was there before it"""
+    cache, served = world.cache(0), world.cache(1, while_leased="serve_stale")
+    world.before(committed(world, served))
+    world.process("transaction", transaction(world, cache))
+    world.process("reader 1", committed(world, served), kind="reader")
+    world.process("reader 2", committed(world, served), kind="reader")
+    world.after(committed(world, served))
+
+
+async def holding(cache: Cache) -> Callable[[], Awaitable[None]]:
+    """A transaction that holds a tag from now on; what ends it."""
+    block = cache.transaction()
+    await block.__aenter__()
+    await cache.invalidate("x")
+    current_scope.set(None)
+
+    async def end() -> None:
+        await block.__aexit__(None, None, None)
+
+    return end
+
+
+def held_by_another(world: World, cache: Cache) -> None:
+    """Another transaction holds the tag from the beginning, and changes nothing."""
+    ends: list[Callable[[], Awaitable[None]]] = []
+
+    async def begin() -> None:
+        ends.append(await holding(cache))
+
+    world.before(begin)
+    world.process("another", lambda: ends[0]())
+
+
+@light
+def served_while_two_hold_it(world: World) -> None:
+    """Another transaction holds the tag too, and a reader is served what was there before them"""
+    cache, served = world.cache(0), world.cache(1, while_leased="serve_stale")
+    world.before(committed(world, served))
+    held_by_another(world, cache)
+    world.process("transaction", transaction(world, cache))
+    world.process("reader", committed(world, served))
+    world.after(committed(world, served))
+
+
+@light
+def built_from_what_is_held(world: World) -> None:
+    """A page is built from a value that is served as it was before a transaction"""
+    served = world.cache(1, while_leased="serve_stale")
+    world.before(committed(world, served))
+
+    async def page() -> str:
+        child: str = await served.get_or_set("k", lambda: world.row("x"), tags=["x"])
+        return f"page of {child}"
+
+    ask = partial(world.ask, lambda: served.get_or_set("page", page))
+    world.process("transaction", transaction(world, world.cache(0)))
+    world.process("reader", ask)
+    world.after(ask)
+
+
+@otherwise
+@light
+def served_while_a_holder_dies(world: World) -> None:
+    """A transaction never ends, and its lease does; a reader is served what was there before"""
+    cache, served = world.cache(0), world.cache(0, while_leased="serve_stale")
+    world.before(committed(world, served))
+    held_by_another(world, cache)
+
+    async def die() -> None:
+        await cache.transaction(lease=10).__aenter__()
+        try:
+            await cache.invalidate("x")
+        finally:
+            current_scope.set(None)
+        await world.point("commits x and dies")
+        world.rows["x"] += 1
+        await world.point("the lease ends")
+        world.clock.now += 20
+        world.acknowledged["x"] = world.rows["x"]
+
+    world.process("transaction", die)
+    world.process("reader", committed(world, served))
+    world.after(committed(world, served))
+    world.after(committed(world, served))
+
+
 def lagging(world: World, during: Any) -> None:
     """Two changes, each with a lag of its own; a reader reads from a replica, which has each at the end of its lag."""
     cache = world.cache(0)

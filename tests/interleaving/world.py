@@ -149,6 +149,15 @@ class SteppedBackend(Backend):
         self._told(what, "yes" if unchanged else "no")
         return unchanged
 
+    async def read_held(self, keys: Sequence[str]) -> list[Reading]:
+        what = ", ".join(describe(key) for key in keys)
+        await self._execution.point(f"looks up {what} in spite of leases")
+        readings = await self.inner.read_held(keys)
+        for key, reading in zip(keys, readings, strict=True):
+            self._see(key, reading)
+        await self._answer(f"about {what} in spite of leases")
+        return readings
+
     async def delete(self, key: str) -> bool:
         what = f"deletes {describe(key)}"
         await self._execution.point(what)

@@ -402,7 +402,7 @@ def numbers_not_taken(patch: pytest.MonkeyPatch) -> None:
 @variant("A key without tags is deleted while it is computed")
 def delete_without_its_tag(patch: pytest.MonkeyPatch) -> None:
     """A deletion takes the entry away and invalidates nothing."""
-    edit(patch, DELETE, r"number_tags\(take_number\(\), .*\)", "take_number()")
+    edit(patch, DELETE, r"invalidate\(take_number\(\), .*\)", "take_number()")
 
 
 @variant("A child is softly invalidated under its parent")

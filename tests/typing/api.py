@@ -2,12 +2,12 @@
 
 from collections.abc import Coroutine
 from datetime import timedelta
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
-from asynctag import Cache, Cached, Explanation, Hit, Miss, add_tags, no_store, tag
+from asynctag import Cache, Cached, Explanation, Held, Hit, Miss, Wait, WhileLeased, add_tags, no_store, tag
 from asynctag.backends.memory import MemoryBackend
 from asynctag.integrations.sqlalchemy import UnitsOfWork, row_tags, unit_of_work
 from asynctag.testing import BackendContract, FakeClock, assert_hit, assert_miss, assert_tags
@@ -37,6 +37,25 @@ async def plain(n: int) -> list[str]:
 @cache.cached(tags=lambda ids: [f"product:{one}" for one in ids], key=lambda ids: sorted(ids), exclude={"trace"})
 async def by_functions(ids: list[int], trace: object = None) -> dict[int, Product]:
     return {}
+
+
+async def patient(held: Held) -> Literal["bypass", "serve_stale"]:
+    return "serve_stale" if await held.released(0.5) else "bypass"
+
+
+class Choosy:
+    async def __call__(self, held: Held, /) -> Literal["bypass", "serve_stale"]:
+        return "bypass" if held.tag.endswith("price") else "serve_stale"
+
+
+behaviours: list[WhileLeased] = [patient, Choosy(), Wait(timedelta(seconds=2), then="serve_stale")]
+by_name = Cache(while_leased="serve_stale")
+by_function = Cache(while_leased=patient)
+
+
+@cache.cached(ttl=60, while_leased=Wait(0.5))
+async def waited_for(n: int) -> int:
+    return n
 
 
 def tags_of(product_id: int) -> list[str]:

@@ -23,6 +23,7 @@ from asynctag.backends.redis.link import Judged, Known, Link
 from asynctag.backends.redis.scripts import (
     DELETE,
     EPOCH,
+    HELD,
     INVALIDATE,
     LEASE,
     OPEN,
@@ -207,32 +208,45 @@ class RedisBackend(Backend):
         return await self._read(key)
 
     async def read_many(self, keys: Sequence[str]) -> list[Reading]:
+        return await self._read_many(keys)
+
+    async def read_held(self, keys: Sequence[str]) -> list[Reading]:
+        return await self._read_many(keys, despite_leases=True)
+
+    async def is_held(self, tag: str, since: Stamp) -> bool:
+        newest = self._client.newest
+        answer, _ = await self._client.run(HELD, [self._journal], [since.seq, tag])
+        return bool(answer[2]) and self._client.newest.epoch == newest.epoch == since.epoch
+
+    async def _read_many(self, keys: Sequence[str], *, despite_leases: bool = False) -> list[Reading]:
         """In one go. Those of which it does not tell enough are read one by one."""
         if not keys:
             return []
         link, newest = await self._client.link(), self._client.newest
-        asked = [self._ask(link, key) for key in keys]
+        asked = [self._ask(link, key, despite_leases=despite_leases) for key in keys]
         try:
             answers = await link.connection.send(b"".join([request for request, _ in asked]), 2 * len(asked))
         except ConnectionLostError:
             if link.ended:
                 raise
-            return [await self.read(key) for key in keys]
+            return [_without_entry(await self._read(key, despite_leases=despite_leases)) for key in keys]
         readings = []
         for key, (_, known), body, answer in zip(keys, asked, answers[::2], answers[1::2], strict=True):
             try:
                 reading = self._judge(link, key, known, body, answer, newest)
             except (MovedError, WentBackError, _NoScriptError):
                 reading = None
-            readings.append(_without_entry(await self._read(key) if reading is None else reading))
+            if reading is None:
+                reading = await self._read(key, despite_leases=despite_leases)
+            readings.append(_without_entry(reading))
         return readings
 
-    async def _read(self, key: str) -> Reading:
+    async def _read(self, key: str, *, despite_leases: bool = False) -> Reading:
         """What stands under `key`, with the entry where there is one."""
         by_script = lost = False
         for _ in range(MAX_TRIES):
             link, newest = await self._client.link(), self._client.newest
-            request, known = self._ask(link, key, by_script=by_script)
+            request, known = self._ask(link, key, by_script=by_script, despite_leases=despite_leases)
             try:
                 body, answer = await link.connection.send(request, 2)
                 reading = self._judge(link, key, known, body, answer, newest)
@@ -253,16 +267,19 @@ class RedisBackend(Backend):
         # Others store under this key faster than it can be looked at.
         return Reading(self._client.newest, None, miss=Miss(Cause.ABSENT))
 
-    def _ask(self, link: Link, key: str, *, by_script: bool = False) -> tuple[bytes, Known | None]:
+    def _ask(
+        self, link: Link, key: str, *, by_script: bool = False, despite_leases: bool = False
+    ) -> tuple[bytes, Known | None]:
         """The request for an entry and the journal's word on it, to which two replies come.
 
         The tags are those that the entry had last time; where they are not known, a script finds them.
         """
-        known = None if by_script else link.known.get(key)
+        known = None if by_script or despite_leases else link.known.get(key)
         if known is not None:
             return known.request, known
         name = self._entry_name(key)
-        return pack("GETEX", name) + self._client.evalsha(link, READ, [self._journal, name], []), None
+        args = ["despite"] if despite_leases else []
+        return pack("GETEX", name) + self._client.evalsha(link, READ, [self._journal, name], args), None
 
     def _judge(
         self, link: Link, key: str, known: Known | None, body: Any, answer: Any, newest: Stamp

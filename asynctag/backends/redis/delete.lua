@@ -4,7 +4,7 @@
 open()
 local _, its_epoch = head_of(KEYS[2])
 local was_there = its_epoch == epoch and 1 or 0
-number_tags(take_number(), { ARGV[5] }, '', 'GT')
+invalidate(take_number(), { ARGV[5] })
 redis.call('UNLINK', KEYS[2])
 prune(1)
 return { epoch, seq, was_there }

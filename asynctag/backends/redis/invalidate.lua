@@ -8,7 +8,7 @@ if ARGV[5] == 'soft' then
   number_tags(number, tags, '~', nil)
   set('soft', number)
 else
-  number_tags(number, tags, '', 'GT') -- what a transaction holds stays held
+  invalidate(number, tags)
 end
 prune(#tags)
 return { epoch, seq }

@@ -8,6 +8,8 @@
 --   epoch, seq, floor   as in the design          soft     the number of the last soft invalidation
 --   run:<who>           the server that wrote it  max_ttl  in microseconds
 --   lags                the number of the last lease that ends as a lag in which entries are served
+--   noted, unnoted      the newest number of those who note beside a lease what is invalidated meanwhile (BEFORE), and
+--                       the newest of those who do not: an older version of this, in another process
 --   mark, marked        the number that the journal had at a time, and the time in milliseconds: for pruning
 --
 -- KEYS[1] is the journal. ARGV[1] is who the server was when the client asked last, ARGV[2] an epoch to take should a new one be needed,
@@ -18,7 +20,7 @@ local journal = KEYS[1]
 local base = string.sub(journal, 1, -8) -- without "journal"
 local RUN_SCORE = -9007199254740992
 local CHUNK = 1000 -- `unpack` is bounded by Lua's stack
-local epoch, seq, floor, soft
+local epoch, seq, floor, soft, noted, unnoted
 
 local function set(member, number)
   redis.call('ZADD', journal, -number, member)
@@ -44,15 +46,20 @@ end
 
 -- A journal that is missing, or that another server wrote (or this one, before a restart), is not to be trusted.
 local function open()
-  local found = redis.call('ZMSCORE', journal, 'epoch', 'seq', 'floor', 'soft', 'run:' .. ARGV[1])
+  local found = redis.call('ZMSCORE', journal, 'epoch', 'seq', 'floor', 'soft', 'run:' .. ARGV[1], 'noted', 'unnoted')
   epoch = found[1] and -tonumber(found[1])
   seq = found[2] and -tonumber(found[2]) or 0
   floor = found[3] and -tonumber(found[3]) or 0
   soft = found[4] and -tonumber(found[4]) or 0
+  noted = found[6] and -tonumber(found[6]) or 0
+  unnoted = found[7] and -tonumber(found[7]) or 0
   if not (whole(epoch, 2 ^ 53) and whole(seq, 2 ^ 53) and whole(floor, seq) and whole(soft, seq)) then
     epoch = nil -- numbers that no journal gives: as if it were missing
-    seq, floor, soft = 0, 0, 0
+    seq, floor, soft, noted, unnoted = 0, 0, 0, 0, 0
     redis.call('UNLINK', journal)
+  end
+  if noted ~= seq then
+    unnoted = seq
   end
   local ours = epoch and (found[5] or redis.call('ZSCORE', journal, 'run:' .. who()))
   if not ours then
@@ -65,8 +72,12 @@ local function open()
 end
 
 local function take_number()
+  if noted ~= seq then
+    set('unnoted', unnoted)
+  end
   seq = seq + 1
-  set('seq', seq)
+  noted = seq
+  redis.call('ZADD', journal, -seq, 'seq', -seq, 'noted')
   return seq
 end
 
@@ -104,8 +115,40 @@ local function number_tags(number, tags, mark, how)
   end
 end
 
--- The first of the tags whose number is above `number`, and whether it is leased.
-local function find_above(number, tags, mark)
+-- Who holds a tag, and until when. What is no such record is as good as lost. Beside the holders stands the tag's number
+-- as it would be if nobody held it, negative, so that an older version takes it for a lease that has ended, and drops it.
+local BEFORE = '|before'
+local function holders_of(tag)
+  local key = base .. 'lease:' .. tag
+  local found, holders, before = redis.pcall('HGETALL', key), {}, nil
+  if found.err then
+    redis.call('UNLINK', key)
+    return holders
+  end
+  for i = 1, #found, 2 do
+    if found[i] == BEFORE then
+      before = -(tonumber(found[i + 1]) or 1)
+    else
+      holders[found[i]] = tonumber(found[i + 1])
+    end
+  end
+  return holders, whole(before, 2 ^ 53) and before
+end
+
+-- The number of a held tag as it would be if nobody held it; nil if that is not known, or if a lease of it has ended.
+local function number_before(tag)
+  local holders, before = holders_of(tag)
+  for _, ends in pairs(holders) do
+    if ends <= now_ms() then
+      return
+    end
+  end
+  return next(holders) and before
+end
+
+-- The first of the tags whose number is above `number`, and whether it is leased. With `despite`, what is leased counts
+-- by its number from before.
+local function find_above(number, tags, mark, despite)
   for first = 1, #tags, CHUNK do
     local last = math.min(first + CHUNK - 1, #tags)
     local names = tags
@@ -120,7 +163,10 @@ local function find_above(number, tags, mark)
       local score = scores[i]
       if score then
         if score == 'inf' then
-          return tags[first + i - 1], true
+          local before = despite and number >= unnoted and number_before(tags[first + i - 1])
+          if not before or before > number then
+            return tags[first + i - 1], not before
+          end
         elseif tonumber(score) > number then
           return tags[first + i - 1], false
         end
@@ -130,14 +176,14 @@ local function find_above(number, tags, mark)
 end
 
 -- Why an entry is not valid now, and by which tag; nil if it is.
-local function why_invalid(its_epoch, its_seq, tags)
+local function why_invalid(its_epoch, its_seq, tags, despite)
   if its_epoch ~= epoch then
     return 'lost'
   end
   if its_seq < floor then
     return 'pruned'
   end
-  local tag, leased = find_above(its_seq, tags, '')
+  local tag, leased = find_above(its_seq, tags, '', despite)
   if tag then
     return leased and 'leased' or 'invalidated', tag
   end
@@ -177,33 +223,43 @@ local function head_of(key)
   return head, its_epoch, its_seq, tags
 end
 
--- Who holds a tag, and until when. What is no such record is as good as lost.
-local function holders_of(tag)
-  local key = base .. 'lease:' .. tag
-  local found, holders = redis.pcall('HGETALL', key), {}
-  if found.err then
-    redis.call('UNLINK', key)
-    return holders
-  end
-  for i = 1, #found, 2 do
-    holders[found[i]] = tonumber(found[i + 1])
-  end
-  return holders
-end
-
 -- A tag that is held by nobody: who held it was in a part of the journal that was lost.
 local function check_holders(tag)
-  local holders = holders_of(tag)
+  local holders, before = holders_of(tag)
   if not next(holders) and redis.call('ZSCORE', journal, tag) == 'inf' then
     begin_epoch()
     redis.call('ZADD', journal, take_number(), tag)
   end
-  return holders
+  return holders, before
 end
 
 local function hold(tag, holder, ends)
   redis.call('ZADD', journal, '+inf', tag)
   redis.call('HSET', base .. 'lease:' .. tag, holder, ends)
+end
+
+-- A tag that stays held was invalidated.
+local function number_held(tag, number)
+  local _, before = check_holders(tag)
+  if before then
+    redis.call('HSET', base .. 'lease:' .. tag, BEFORE, -number)
+  end
+end
+
+-- Invalidate tags. Those that are held stay so.
+local function invalidate(number, tags)
+  number_tags(number, tags, '', 'GT')
+  if redis.call('ZCOUNT', journal, '+inf', '+inf') == 0 then
+    return
+  end
+  for first = 1, #tags, CHUNK do
+    local last = math.min(first + CHUNK - 1, #tags)
+    for i, score in ipairs(redis.call('ZMSCORE', journal, unpack(tags, first, last))) do
+      if score == 'inf' then
+        number_held(tags[first + i - 1], number)
+      end
+    end
+  end
 end
 
 -- Take the lease of `holder` away, and with it those that have ended. -> whether there were such, whether others hold it
@@ -232,7 +288,9 @@ end
 -- Let go of a tag and invalidate it; where others hold it, it stays held.
 local function let_go_of(tag, holder, number)
   local _, held = let_go(tag, holder)
-  if not held then
+  if held then
+    number_held(tag, number)
+  else
     redis.call('ZADD', journal, number, tag)
   end
 end
@@ -251,12 +309,14 @@ local function settle(tag)
   if string.sub(tag, 1, 1) == '%' then
     tag = string.sub(tag, 2)
     if let_go_of_lag(tag, '') then
-      number_tags(take_number(), { tag }, '', 'GT')
+      invalidate(take_number(), { tag })
     end
     return
   end
   local ended, held = let_go(tag, '')
-  if ended and not held then
+  if ended and held then
+    number_held(tag, take_number())
+  elseif ended then
     redis.call('ZADD', journal, take_number(), tag)
   end
 end

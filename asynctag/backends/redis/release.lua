@@ -10,6 +10,7 @@ for _, tag in ipairs(tags) do
   if lag > 0 and not serve then
     check_holders(tag)
     hold(tag, holder, ends)
+    number_held(tag, number)
   else
     let_go_of(tag, holder, number)
   end

@@ -18,7 +18,7 @@ Row = tuple[Any, ...]
 
 
 class Connection(Protocol):
-    """One of either kind, for one thread at a time. What is executed outside of a transaction is one by itself."""
+    """One of either kind, for one thread at a time. Outside of a transaction it only reads."""
 
     text: str  # the type of a column with text that sorts by the numbers of its characters
     alone: str  # makes a transaction wait for others that begin with this

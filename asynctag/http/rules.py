@@ -378,17 +378,19 @@ def _directives(fields: Mapping[bytes, list[bytes]], targets: Sequence[bytes]) -
 def may_be_stored(headers: Headers, targets: Sequence[bytes]) -> bool:
     """Whether a response may have a lifetime by its own word, at a glance: where this is false, `storable` says no too,
     and none of the targets is there."""
-    says = False
+    says = forbids = relents = targeted = False
     for sent, value in headers:
         name = sent.lower()
         if name == b"cache-control":
             said = value.lower()
-            if (b"no-store" in said or b"private" in said) and b"must-understand" not in said:
-                return any(one.lower() in targets for one, _ in headers)
             says = True
-        elif name == b"expires" or name in targets:
+            forbids = forbids or b"no-store" in said or b"private" in said
+            relents = relents or b"must-understand" in said
+        elif name in targets:
+            targeted = True
+        elif name == b"expires":
             says = True
-    return says
+    return targeted or (says and (relents or not forbids))
 
 
 #: Statuses whose responses mean to a cache what they mean to everybody (RFC 9111 §3, RFC 9110 §15).

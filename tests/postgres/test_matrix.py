@@ -252,7 +252,7 @@ class Run:
             return
         ended = 0
         for name in self.world.cache.run("KEYS", "{asynctag}lease:*"):
-            for holder in self.world.cache.run("HKEYS", name):
+            for holder in set(self.world.cache.run("HKEYS", name)) - {b"|before"}:  # that is the tag's number
                 self.world.cache.run("HSET", name, holder, 1)
                 ended += 1
         left_by_the_dead = int(self.cell.end in LEASED)

@@ -26,6 +26,7 @@ from asynctag import Cache
 from asynctag.backends.base import Backend, Entry, Written
 from asynctag.backends.memory import MemoryBackend
 from asynctag.backends.redis import RedisBackend
+from asynctag.lag import Lag
 from asynctag.transaction import Block
 from tests.redis.servers import PATIENCE
 
@@ -133,7 +134,7 @@ def connect(database: str, place: str, isolation: str = "") -> Session:
 # --- the rules, each left out --------------------------------------------------------------------------
 
 
-async def _lease_nothing(self: Block, names: Any, **options: Any) -> bool:
+async def _lease_nothing(self: Block, names: Any, by: Any, **options: Any) -> bool:
     return True
 
 
@@ -168,9 +169,8 @@ async def _let_go(self: MemoryBackend, tags: Any, holder: str, *, lag: float = 0
 _release = Block._release
 
 
-async def _release_without_lag(self: Block, names: list[str]) -> None:
-    self.lag = self.lag._replace(seconds=0.0)
-    await _release(self, names)
+async def _release_without_lag(self: Block, names: list[str], holder: str, lag: Lag) -> None:
+    await _release(self, names, holder, lag._replace(seconds=0.0))
 
 
 #: What is replaced: where, under which name, by what.

@@ -102,6 +102,11 @@ def number(server: Server) -> int:
     return int(-float(server.run("ZSCORE", "{asynctag}journal", "seq")))
 
 
+def ends_of_leases(server: Server) -> list[int]:
+    """When each holder's lease of "x" ends. The tag's own number stands beside them, negative."""
+    return [end for end in map(int, server.run("HVALS", "{asynctag}lease:" + tag("x"))) if end > 0]
+
+
 # --- round trips ---------------------------------------------------------------------------------------
 
 OPERATIONS: dict[str, tuple[Callable[[Cache], object], int]] = {
@@ -239,10 +244,10 @@ def test_a_living_holder_goes_on_holding(redis_server: Server, other: Cache) -> 
     stored(other, "x")
     with closing(Writer(redis_server, lease=0.5)) as writer:
         assert writer.tell("change x") == "held"
-        ends: set[bytes] = set()
+        ends: set[int] = set()
 
         def renewed() -> bool:
-            ends.add(redis_server.run("HVALS", "{asynctag}lease:" + tag("x"))[0])
+            ends.update(ends_of_leases(redis_server))
             return len(ends) > 4  # each after a third of a lease
 
         eventually("four renewals", renewed)
@@ -372,20 +377,17 @@ def test_a_generator_that_is_left_in_the_middle_of_a_transaction(cache: Cache, r
             cache.sync.invalidate("x")
             yield 1
 
-    def ends() -> list[int]:
-        return [int(end) for end in redis_server.run("HVALS", "{asynctag}lease:" + tag("x"))]
-
     one = rows()
     next(one)
     before = number(redis_server)
     del one
     gc.collect()
     assert number(redis_server) == before + 1
-    (end,) = ends()
+    (end,) = ends_of_leases(redis_server)
     assert cache.queued_invalidations == ()
     eventually("the lease's end", lambda: int(redis_server.run("TIME")[0]) * 1000 > end)
     cache.sync.invalidate("other")
-    assert ends() == []
+    assert ends_of_leases(redis_server) == []
 
 
 def test_a_connection_that_breaks_on_the_way_back(redis_server: Server) -> None:

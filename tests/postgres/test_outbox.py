@@ -13,13 +13,15 @@ import anyio
 import pytest
 import sqlalchemy as sa
 from anyio.lowlevel import checkpoint
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 
 from asynctag import Cache, Cause, InvalidationError
 from asynctag.backends.memory import MemoryBackend
 from asynctag.backends.redis import RedisBackend
 from asynctag.integrations import outbox as outbox_module
 from asynctag.integrations.outbox import Outbox
+from asynctag.integrations.sqlalchemy import UnitsOfWork, row_tags
 from tests.postgres.servers import Server
 from tests.redis import servers as redis_servers
 from tests.redis.proxy import Proxy
@@ -31,6 +33,16 @@ ROOT = Path(__file__).parents[2]
 metadata = sa.MetaData()
 outbox = Outbox(metadata)
 shop = sa.Table("shop", metadata, sa.Column("price", sa.Integer))
+
+
+class Base(DeclarativeBase):
+    metadata = metadata
+
+
+class Product(Base):
+    __tablename__ = "product"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    price: Mapped[int]
 
 
 @pytest.fixture(scope="module")
@@ -444,3 +456,142 @@ async def test_the_backend_is_stopped_during_the_commit(
         valkey.restart()
     for _ in range(2):
         assert await price(cache_at(valkey.url), engine) == 2
+
+
+# --- units of work --------------------------------------------------------------------------------------------
+
+
+A_ROW = '["|t|product","|t|product:1"]'
+
+
+async def price_of_product(cache: Cache, engine: AsyncEngine) -> int | None:
+    async def compute() -> int | None:
+        async with AsyncSession(engine) as session:
+            return await session.scalar(sa.select(Product.price).where(Product.id == 1))
+
+    return await cache.get_or_set("price", compute, tags=row_tags(Product, 1))
+
+
+@pytest.fixture
+def product(postgres: Server, engine: AsyncEngine) -> None:
+    """A row of its table."""
+    postgres.run("INSERT INTO product (id, price) VALUES (1, 1)")
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+@pytest.mark.parametrize("level", ["READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
+@pytest.mark.usefixtures("product")
+async def test_units_of_work_write_what_they_change(
+    engine_for: Callable[..., Any], postgres: Server, driver: str, level: str
+) -> None:
+    """By a flush and by a statement, in the same transaction: others see it with the change, or not at all."""
+    maker = async_sessionmaker(engine_for(driver, isolation_level=level))
+    sessions = UnitsOfWork(Cache(MemoryBackend()), maker, outbox=outbox)
+    for end in ("rollback", "commit"):
+        async with sessions() as session:
+            (await session.get_one(Product, 1)).price = 2
+            await session.flush()
+            await session.execute(sa.update(shop).values(price=2))
+            assert rows(postgres) == []
+            await getattr(session, end)()
+        assert rows(postgres) == ([A_ROW, '["|t|shop","|t|shop:*"]'] if end == "commit" else [])
+
+
+@pytest.mark.parametrize("of", ["session", "connection"])
+@pytest.mark.usefixtures("product")
+async def test_units_of_work_with_savepoints(engine: AsyncEngine, postgres: Server, of: str) -> None:
+    """What was rolled back and is changed again is written again."""
+    sessions = UnitsOfWork(Cache(MemoryBackend()), async_sessionmaker(engine), outbox=outbox)
+    async with sessions() as session:
+        savepoint = await (session if of == "session" else await session.connection()).begin_nested()
+        await session.execute(sa.update(shop).values(price=2))
+        await savepoint.rollback()
+        await session.execute(sa.update(shop).values(price=3))
+        async with session.begin_nested():
+            session.add(Product(id=2, price=2))
+        with pytest.raises(sa.exc.IntegrityError):
+            async with session.begin_nested():
+                await session.execute(sa.insert(Product).values(id=1, price=2))
+        await session.commit()
+    written = " ".join(rows(postgres))
+    assert all(f'|t|{tag}"' in written for tag in ("shop", "shop:*", "product", "product:2"))
+
+
+async def test_a_unit_of_work_that_is_prepared(engine_for: Callable[..., Any], postgres: Server) -> None:
+    """The row is prepared with it."""
+    sessions = UnitsOfWork(
+        Cache(MemoryBackend()), async_sessionmaker(engine_for("psycopg"), twophase=True), outbox=outbox
+    )
+    async with sessions() as session:
+        session.add(Product(id=1, price=1))
+        await session.run_sync(lambda one: one.prepare())
+        assert rows(postgres) == []
+        await session.commit()
+    assert rows(postgres) == [A_ROW]
+
+
+@pytest.mark.usefixtures("product")
+async def test_a_unit_of_work_is_cut_off_from_the_backend(
+    engine: AsyncEngine, postgres: Server, valkey: redis_servers.Server, cache_at: Callable[[str], Cache]
+) -> None:
+    """In the midst of it. It commits; others have what was, until a relay that gets through has run."""
+    reader = cache_at(valkey.url)
+    assert await price_of_product(reader, engine) == 1
+    with Proxy(valkey.address) as proxy:
+        writer = cache_at(proxy.url)
+        assert await price_of_product(writer, engine) == 1
+        async with UnitsOfWork(writer, async_sessionmaker(engine), outbox=outbox)() as session:
+            product = await session.get_one(Product, 1)
+            proxy.turn_to((HOST, 1))
+            product.price = 2
+            await session.flush()
+            assert writer.queued_invalidations == ("product", "product:1")
+            await session.commit()
+        assert await price_of_product(writer, engine) == 2
+        assert await price_of_product(reader, engine) == 1
+        assert rows(postgres) == [A_ROW]
+        assert await outbox.deliver(reader, engine) == 1
+        for _ in range(2):
+            assert await price_of_product(reader, engine) == 2
+    assert rows(postgres) == []
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+@pytest.mark.usefixtures("product")
+async def test_the_backend_is_stopped_during_a_flush(
+    engine_for: Callable[..., Any],
+    engine: AsyncEngine,
+    postgres: Server,
+    valkey: redis_servers.Server,
+    cache_at: Callable[[str], Cache],
+    kind: str,
+) -> None:
+    """The commit goes through. Once the backend is back the relay gets through."""
+    cache = cache_at(valkey.url)
+    assert await price_of_product(cache, engine) == 1
+
+    async def change() -> None:
+        async with UnitsOfWork(cache, async_sessionmaker(engine), outbox=outbox).begin() as session:
+            product = await session.get_one(Product, 1)
+            valkey.kill()
+            product.price = 2
+
+    def change_in_thread() -> None:
+        with UnitsOfWork(cache, sessionmaker(engine_for("sync")), outbox=outbox).begin() as session:
+            product = session.get_one(Product, 1)
+            valkey.kill()
+            product.price = 2
+
+    try:
+        await (change() if kind == "async" else anyio.to_thread.run_sync(change_in_thread))
+        assert rows(postgres) == [A_ROW]
+        assert await price_of_product(cache, engine) == 2
+        with anyio.fail_after(20):
+            async with outbox.relay(cache, engine, every=0.01):
+                valkey.launch()
+                while rows(postgres):
+                    await checkpoint()
+    finally:
+        valkey.restart()
+    for _ in range(2):
+        assert await price_of_product(cache_at(valkey.url), engine) == 2

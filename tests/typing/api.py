@@ -4,11 +4,13 @@ from collections.abc import Coroutine
 from datetime import timedelta
 from typing import Any, Literal, assert_type
 
+from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
 from asynctag import Cache, Cached, Explanation, Held, Hit, Miss, Wait, WhileLeased, add_tags, no_store, tag
 from asynctag.backends.memory import MemoryBackend
+from asynctag.integrations.outbox import Outbox
 from asynctag.integrations.sqlalchemy import UnitsOfWork, row_tags, unit_of_work
 from asynctag.testing import BackendContract, FakeClock, assert_hit, assert_miss, assert_tags
 
@@ -238,7 +240,7 @@ class Mine(BackendContract): ...
 
 
 async def sessions(session: AsyncSession) -> None:
-    units = UnitsOfWork(cache, async_sessionmaker(), tag_reads=True)
+    units = UnitsOfWork(cache, async_sessionmaker(), tag_reads=True, outbox=Outbox(MetaData()))
     async with units() as one, units.begin() as other, unit_of_work(cache, session, lease=5) as third:
         assert_type(one, AsyncSession)
         assert_type(other, AsyncSession)

@@ -14,7 +14,7 @@ from sqlalchemy.orm import InstanceState, Mapper, RelationshipDirection, Relatio
 from sqlalchemy.orm.exc import UnmappedColumnError
 
 from asynctag.errors import InvalidTagError
-from asynctag.integrations.sqlalchemy.names import every_row, name_of, row
+from asynctag.integrations.sqlalchemy.names import every_row, is_outbox, name_of, row
 from asynctag.tags import TagTemplates, compile_tags
 
 #: What a class calls the tags of its rows.
@@ -94,7 +94,7 @@ def _follow(name: str, *, before: bool = False, inserted: bool = False, deleted:
 
     def listener(mapper: Mapper[Any], connection: sa.Connection, target: object) -> None:
         changes = _changes_of(target)
-        if changes is None:
+        if changes is None or is_outbox(mapper.local_table):
             return
         state: InstanceState[Any] = sa.inspect(target)
         tell = changes.before if before else changes.after

@@ -82,6 +82,13 @@ def _after_flush(session: Session, context: Any) -> None:
         unit.flush_ends()
 
 
+@event.listens_for(Session, "before_commit")
+def _before_commit(session: Session) -> None:
+    unit = _unit_of(session)
+    if unit is not None and not session.in_nested_transaction():
+        unit.commit_is_due()
+
+
 @event.listens_for(Session, "after_commit")
 def _committed(session: Session) -> None:
     unit = _unit_of(session)
@@ -114,6 +121,7 @@ def _listen(engine: sa.Engine) -> None:
     event.listen(engine, "before_cursor_execute", _executes)
     event.listen(engine, "commit", _commits)
     event.listen(engine, "prepare_twophase", _prepares)
+    event.listen(engine, "rollback_savepoint", _rolls_back_to_savepoint)
     event.listen(engine, "handle_error", _fails)
 
 
@@ -131,6 +139,12 @@ def _commits(connection: sa.Connection) -> None:
 
 def _prepares(connection: sa.Connection, xid: Any) -> None:
     _commits(connection)
+
+
+def _rolls_back_to_savepoint(connection: sa.Connection, name: str, context: Any) -> None:
+    unit = units.get(connection)
+    if unit is not None:
+        unit.rolls_back_to_savepoint()
 
 
 def _fails(context: ExceptionContext) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Mapper
 from sqlalchemy.sql.selectable import TableClause
 
 from asynctag.errors import ConfigurationError
+from asynctag.integrations.outbox import IS_OUTBOX
 from asynctag.tags import check_tag, tag
 
 #: A mapped class, or a table.
@@ -71,6 +72,11 @@ def table_of(source: Source) -> TableClause:
 
 def name_of(table: TableClause) -> str:
     return check_tag(_SPECIAL.sub(_percent, getattr(table, "fullname", table.name)))
+
+
+def is_outbox(table: object) -> bool:
+    """Whether it holds what is to be invalidated: nothing cached depends on that."""
+    return isinstance(table, sa.Table) and IS_OUTBOX in table.info
 
 
 def _percent(found: re.Match[str]) -> str:

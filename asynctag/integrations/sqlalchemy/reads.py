@@ -9,7 +9,7 @@ from sqlalchemy.orm import InstanceState
 
 from asynctag.backends.base import Backend
 from asynctag.integrations.sqlalchemy.changes import row_tags_of, values_of_key
-from asynctag.integrations.sqlalchemy.names import table_tag
+from asynctag.integrations.sqlalchemy.names import is_outbox, table_tag
 from asynctag.integrations.sqlalchemy.statements import Named
 from asynctag.names import tag_name
 from asynctag.scope import Scope, gathering_scope
@@ -79,7 +79,8 @@ class Reads:
         here = gathering_scope()
         if here is not None and here is self._opened_in:
             state: InstanceState[Any] = sa.inspect(target)
-            self._gather(here, row_tags_of(state.mapper, values_of_key(state)))
+            if not is_outbox(state.mapper.local_table):
+                self._gather(here, row_tags_of(state.mapper, values_of_key(state)))
 
     def _gather(self, scope: Scope, tags: Iterable[str]) -> None:
         scope.gather({tag_name(self._namespace, one) for one in tags}, self._backend)

@@ -14,7 +14,7 @@ from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.elements import BinaryExpression, BindParameter, BooleanClauseList, ColumnClause, ColumnElement
 from sqlalchemy.sql.selectable import SelectBase, TableClause
 
-from asynctag.integrations.sqlalchemy.names import every_row, name_of, row
+from asynctag.integrations.sqlalchemy.names import every_row, is_outbox, name_of, row
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def _name_tables(compiled: SQLCompiler) -> Named:
 
 
 def _names(tables: Iterable[TableClause]) -> frozenset[str]:
-    return frozenset(map(name_of, tables))
+    return frozenset(name_of(table) for table in tables if not is_outbox(table))
 
 
 # --- text
@@ -181,7 +181,7 @@ def _follow(table: TableClause, keys: frozenset[str] | None, found: set[TableCla
 
 def _look_up(compiled: SQLCompiler, statement: sa.Select[Any]) -> LookUp | None:
     match statement.get_final_froms():
-        case [sa.Table() as table]:
+        case [sa.Table() as table] if not is_outbox(table):
             columns = list(table.primary_key)
         case _:
             return None

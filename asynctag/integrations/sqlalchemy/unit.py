@@ -1,7 +1,8 @@
 """One session that is followed: what it changes is held from before its commits till after them."""
 
+import logging
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, Final, TypeAlias
 from weakref import WeakSet
 
@@ -9,6 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from asynctag.cache import Cache
+from asynctag.errors import ConfigurationError, InvalidationError
+from asynctag.integrations.outbox import Outbox
 from asynctag.integrations.sqlalchemy.changes import CHANGES, Changes
 from asynctag.integrations.sqlalchemy.events import UNIT, units
 from asynctag.integrations.sqlalchemy.reads import Reads
@@ -16,6 +19,8 @@ from asynctag.integrations.sqlalchemy.statements import isolation_of, named_by
 from asynctag.names import tag_name
 from asynctag.pending import Invalidator
 from asynctag.transaction import Block
+
+logger = logging.getLogger("asynctag")
 
 #: Waits for a coroutine, in the midst of SQLAlchemy's own code, which is synchronous.
 Wait: TypeAlias = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -36,7 +41,8 @@ class Unit:
     """Follows `session` in `block`, from its first statement to its end. Used by one task at a time, as a session is.
 
     `wait` is for the session's events; `by` writes instead of the block's own, where they wait by blocking.
-    `tells_isolation`: the block is to be told the isolation of each connection.
+    `tells_isolation`: the block is to be told the isolation of each connection. `outbox` gets what is changed, in the
+    session's own transaction.
     """
 
     def __init__(
@@ -49,6 +55,7 @@ class Unit:
         by: Invalidator | None = None,
         tells_isolation: bool,
         reads: Reads | None,
+        outbox: Outbox | None,
     ) -> None:
         self._cache = cache
         self._block = block
@@ -57,6 +64,7 @@ class Unit:
         self._by = by
         self._tells_isolation = tells_isolation
         self._reads = reads
+        self._outbox = outbox
         self._changes = Changes()
         self._connections: WeakSet[sa.Connection] = WeakSet()
         self._is_open = False  # the database's transaction, as far as anybody has told
@@ -64,6 +72,7 @@ class Unit:
         self._flush_is_due = self._is_flushing = False
         self._written: set[str] = set()  # by the flush that is under way
         self._held: set[str] = set()
+        self._in_outbox: set[str] = set()  # as far as it is sure that no savepoint has taken it away
         self._is_in_doubt = self._is_committed = self._wrote_unseen = False
         session.info[UNIT] = self
         session.info[CHANGES] = self._changes
@@ -91,6 +100,14 @@ class Unit:
         if self._tells_isolation:
             self._block.tell_isolation(level_of_block(level))
 
+    def commit_is_due(self) -> None:
+        """Statements may still be sent: what was invalidated by hand, in the block, is not in the outbox yet."""
+        self._write_to_outbox(self._block.names)
+
+    def rolls_back_to_savepoint(self) -> None:
+        """Rows of the outbox go with it: nobody tells which."""
+        self._in_outbox.clear()
+
     def commits(self) -> None:
         """A COMMIT is sent: till it is answered nobody knows what becomes of it."""
         self._is_in_doubt = True
@@ -112,6 +129,7 @@ class Unit:
             self._block.doubt()
         self._is_in_doubt = self._is_committed = self._wrote_unseen = False
         self._held.clear()
+        self._in_outbox.clear()
         if self._block.names:
             self._wait(self._block.release())
 
@@ -157,11 +175,38 @@ class Unit:
             self._reads.statement(text, named, context)
 
     def _hold(self, tags: set[str]) -> None:
-        new = tags - self._held
+        names = [tag_name(self._cache.namespace, one) for one in sorted(tags)]
+        new = [name for name in names if name not in self._held]
+        if new and self._lease(new):
+            self._held.update(new)
+        self._write_to_outbox(names)
+
+    def _lease(self, names: list[str]) -> bool:
+        """Whether they are held. With an outbox that is no condition: its row is delivered, whatever is not held."""
+        with_outbox = self._outbox is not None
+        try:
+            written: bool = self._wait(self._block.invalidate(self._cache, names, None, queue=with_outbox, by=self._by))
+        except InvalidationError as error:
+            if not with_outbox:
+                raise
+            logger.error("%s. The outbox has it", error)
+            return False
+        return written
+
+    def _write_to_outbox(self, names: Collection[str]) -> None:
+        """In the transaction of what has changed. Again, where that may have been rolled back to a savepoint."""
+        if self._outbox is None or not self._session.is_active:  # after a flush that failed nothing can be written
+            return
+        new = [name for name in names if name not in self._in_outbox]
         if new:
-            names = [tag_name(self._cache.namespace, one) for one in sorted(new)]
-            self._wait(self._block.invalidate(self._cache, names, None, by=self._by))
-            self._held |= new
+            connection = self._session.connection(bind_arguments={"clause": sa.insert(self._outbox.table)})
+            if isolation_of(connection) == "autocommit":
+                raise ConfigurationError(
+                    "with AUTOCOMMIT what is changed and its row in the outbox are not committed together: give the "
+                    "engine another isolation level, or the unit of work no outbox"
+                )
+            self._outbox.write(connection, new)
+            self._in_outbox.update(new)
 
     # --- what it reads ---------------------------------------------------------------------------------
 

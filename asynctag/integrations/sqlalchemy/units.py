@@ -13,6 +13,7 @@ from sqlalchemy.util import await_only
 from asynctag.cache import Cache
 from asynctag.errors import ConfigurationError, LifecycleError
 from asynctag.expiry import Seconds, yes_or_no
+from asynctag.integrations.outbox import Outbox
 from asynctag.integrations.sqlalchemy.events import UNIT, listen_to_rows
 from asynctag.integrations.sqlalchemy.reads import Reads
 from asynctag.integrations.sqlalchemy.statements import isolation_of, isolation_of_engine
@@ -36,6 +37,7 @@ class UnitOptions(TypedDict, total=False):
     caught_up: Probe | None
     lease: Seconds
     tag_reads: bool
+    outbox: Outbox | None
 
 
 class Settings:
@@ -52,6 +54,11 @@ class Settings:
         self.tag_reads = yes_or_no(options.get("tag_reads", False), "tag_reads")
         if self.tag_reads:
             listen_to_rows()
+        self.outbox = options.get("outbox")
+        if self.outbox is not None and not isinstance(self.outbox, Outbox):
+            raise ConfigurationError(
+                f"outbox={self.outbox!r} is no outbox: give an asynctag.integrations.outbox.Outbox"
+            )
         isolation = options.get("isolation")
         self.tells_isolation = isolation is None
         self._options = cache._transaction_options(
@@ -120,6 +127,7 @@ class AsyncUnitOfWork(Generic[AnyAsyncSession]):
             await_only,
             tells_isolation=settings.tells_isolation,
             reads=reads,
+            outbox=settings.outbox,
         )
         self._entered = session, transaction, unit
         if self._begin:
@@ -177,6 +185,7 @@ class UnitOfWork(Generic[AnySession]):
             by=transaction.block.writer,
             tells_isolation=settings.tells_isolation,
             reads=reads,
+            outbox=settings.outbox,
         )
         self._entered = session, transaction, unit
         if self._begin:
@@ -210,7 +219,9 @@ class UnitsOfWork(Generic[Opened]):
 
     `maker`: an `async_sessionmaker`, or a `sessionmaker` for code without an event loop. `isolation` is read from the
     connection, unless it is given. `replica_lag`, `during_lag`, `caught_up` and `lease` are those of
-    `Cache.transaction`. With `tag_reads`, what a session reads tags the cached computation that has opened it.
+    `Cache.transaction`. With `tag_reads`, what a session reads tags the cached computation that has opened it. What is
+    invalidated goes into `outbox` too, in the session's transaction; where the backend does not answer, flushes and
+    commits go on then, and without one they raise `InvalidationError`.
 
     Raises `ConfigurationError` for values that cannot be meant.
     """

@@ -153,7 +153,7 @@ class Outbox:
         """Insert `names`, as the backend has them (`asynctag.names`), at once: for handlers of SQLAlchemy's events.
 
         In a session, what is there already in its transaction is not written again, unless that was in a savepoint
-        that has been rolled back.
+        of the session that has been rolled back. It does not know of savepoints of the connection itself.
 
         Raises `InvalidTagError` for what is no name, `ConfigurationError` for an async session or connection.
         """

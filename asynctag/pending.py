@@ -282,8 +282,8 @@ class Invalidator:
     def keep_release(self, names: Collection[str], lag: Lag, error: BaseException, namespace: str) -> None:
         kept = self.pending.add(names, lag_until=self.backend.clock() + lag.seconds if lag.seconds else -inf)
         logger.error(
-            "the end of a transaction could not be written (%s): of %s, what is held stays so until the lease ends, which "
-            "counts as an invalidation%s",
+            "the end of a transaction could not be written (%s): %s, as far as they are held, stay so until the lease "
+            "ends, which counts as an invalidation%s",
             str(error) or type(error).__name__,
             _listed(names, namespace),
             ". It is queued besides" if kept else "",

@@ -1287,7 +1287,7 @@ async def test_an_end_that_cannot_be_written_is_logged_and_queued(
     backend.fails = {"release"}
     async with cache.transaction(lease=5):
         await cache.invalidate("x")
-    assert "the end of a transaction could not be written (release fails): x stay held" in caplog.text
+    assert "the end of a transaction could not be written (release fails): x, as far as they are held" in caplog.text
     assert cache.queued_invalidations == ("x",)
     await read()
     assert await cause(cache) is not None

@@ -435,7 +435,7 @@ def test_an_end_that_cannot_be_written_is_logged(cache: Cache, backend: Told, ca
     with cache.sync.transaction():
         cache.sync.invalidate("x")
         backend.fails = {"release", "invalidate"}
-    assert "the end of a transaction could not be written (release fails): x stay held" in caplog.text
+    assert "the end of a transaction could not be written (release fails): x, as far as they are held" in caplog.text
     assert cache.queued_invalidations == ("x",)
     backend.fails = set()
     assert cache.sync.flush_invalidations()

@@ -90,31 +90,36 @@ class Client:
 class Silence(Client):
     """Stands where an exchange would, for a URL that has nothing stored, until somebody wants its response cached.
 
-    Mostly nobody does, neither a route nor the response. `reading` is from before the application saw the request.
+    Mostly nobody does, neither a route nor the response. `reading` is from before the application saw the request;
+    without one, as for a URL that was asked for before in silence, only its next request can have an exchange.
     """
 
     __slots__ = ("_asgi", "_middleware", "_origin", "_outgoing", "_reading", "_send", "_started", "ended", "scope")
 
     def __init__(
-        self, middleware: "CacheMiddleware", asgi: AsgiScope, receive: Receive, send: Send, reading: Reading
+        self, middleware: "CacheMiddleware", asgi: AsgiScope, receive: Receive, send: Send, reading: Reading | None
     ) -> None:
         self._receive = receive
         self.gone = self.has_body = False
         self._middleware = middleware
         self._asgi = asgi
-        self._origin = as_it_came(asgi)
         self._send = send
         self._reading = reading
-        self._started = middleware.cache._filling().backend.clock()
         self._outgoing: Outgoing | None = None
         #: Whether somebody wants the response cached.
         self.ended = False
-        self.scope = scope_of_response(middleware.cache, asgi)
+        self.scope: Scope | None = None
+        if reading is not None:
+            self._origin = as_it_came(asgi)
+            self._started = middleware.cache._filling().backend.clock()
+            self.scope = scope_of_response(middleware.cache, asgi)
 
-    def end(self) -> "Exchange":
-        """Somebody wants the response cached: gives the exchange that sees to it from here on."""
+    def end(self) -> "Exchange | Literal[False]":
+        """Somebody wants the response cached: gives the exchange that sees to it from here on, where one can."""
+        self.ended = True
+        if self._reading is None or self.scope is None:
+            return False
         if self._outgoing is None:
-            self.ended = True
             middleware, origin = self._middleware, self._origin
             cache = middleware.cache
             facts = read_request(origin["method"], origin["headers"])
@@ -148,11 +153,12 @@ class Silence(Client):
         """Nothing more comes of this request."""
         if self._outgoing is not None:
             self._outgoing.exchange.over()
-        else:
+        elif self.scope is not None:
             self.scope.hand_up()
 
     async def explain(self) -> ResponseExplanation:
-        return await self.end().explain()
+        exchange = self.end()
+        return await exchange.explain() if exchange else ResponseExplanation(None)
 
 
 def as_it_came(asgi: AsgiScope) -> AsgiScope:

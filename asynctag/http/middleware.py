@@ -194,17 +194,16 @@ class CacheMiddleware:
             url = self._plain_url(scope)
             known = self._known.get(url) if url is not None else None
             if known is None:
-                reading = self._nothing_stored(scope, plain=url is not None)
-                if reading is not None:
-                    await self._pass_silently(scope, receive, send, reading)
+                wanted = self._nothing_stored(scope, plain=url is not None)
+                if wanted is not None:
+                    await self._pass_unwanted(scope, receive, send, wanted)
                     return
                 known = self._know(url) if url is not None else None
             messages = self._ready(known) if known is not None else None
             if messages is None and known is not None and known.dims is not None:
                 messages = await self._fetch(scope, known)
             if messages is None and known is not None and known.silent:
-                reading = _nothing_read(self.cache._filling().backend)
-                known.silent = await self._pass_silently(scope, receive, send, reading)
+                known.silent = await self._pass_silently(scope, receive, send, None)
                 return
             if messages is None:
                 if known is not None:
@@ -224,8 +223,8 @@ class CacheMiddleware:
         else:
             await self._pass(scope, receive, send)
 
-    def _nothing_stored(self, asgi: AsgiScope, *, plain: bool) -> Reading | None:
-        """What a look-up would read, for a path of which nothing is stored; None where that cannot be told at once.
+    def _nothing_stored(self, asgi: AsgiScope, *, plain: bool) -> Wanted | None:
+        """What is known of paths in this process, for one of which nothing is stored; None where that is not sure.
 
         `plain`: the request says nothing for a cache to decide by.
         """
@@ -241,7 +240,7 @@ class CacheMiddleware:
             for name, _ in asgi["headers"]:
                 if name == b"cache-control":  # it may want nothing but what is stored
                     return None
-        return _nothing_read(filler.backend)
+        return self._wanted
 
     def note_wanted(self, path: str) -> None:
         """A response is stored at `path` now."""
@@ -249,19 +248,29 @@ class CacheMiddleware:
         if wanted is not None:
             wanted.add(path)
 
-    async def _pass_silently(self, scope: AsgiScope, receive: Receive, send: Send, reading: Reading) -> bool:
+    async def _pass_unwanted(self, scope: AsgiScope, receive: Receive, send: Send, wanted: Wanted) -> None:
+        """Run the application for a path of which nobody in this process has wanted a response cached so far."""
+        path: str = scope["path"]
+        reading = None if wanted.is_silent(path) else _nothing_read(self.cache._filling().backend)
+        if await self._pass_silently(scope, receive, send, reading):
+            wanted.note_silence(path)
+        else:
+            wanted.add(path)
+
+    async def _pass_silently(self, scope: AsgiScope, receive: Receive, send: Send, reading: Reading | None) -> bool:
         """Run the application where mostly nobody wants the response cached. Whether nobody did."""
         silence = Silence(self, scope, receive, send, reading)
         scope[SCOPE_KEY] = request_cache = RequestCache(self.cache, silence)
         token = current_exchange.set(silence)
-        gathering = current_scope.set(silence.scope)
+        gathering = current_scope.set(silence.scope) if silence.scope is not None else None
         try:
             await self.app(scope, silence.receive, silence.send)
         except Exception as error:
             if not await silence.answer_stale(error):
                 raise
         finally:
-            current_scope.reset(gathering)
+            if gathering is not None:
+                current_scope.reset(gathering)
             current_exchange.reset(token)
             request_cache._over()
             silence.over()

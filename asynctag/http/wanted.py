@@ -11,21 +11,29 @@ _on: WeakKeyDictionary[Backend, "Wanted"] = WeakKeyDictionary()
 
 
 class Wanted:
-    """The paths of which a response was ever stored in a backend of this process, by whatever middleware.
+    """The paths of which somebody ever wanted a response cached, in a backend of this process, by whatever middleware.
 
     A path that is not among them has nothing stored. One that is may have nothing either.
     """
 
-    __slots__ = ("_flags",)
+    __slots__ = ("_silent", "_wanted")
 
     def __init__(self) -> None:
-        self._flags = bytearray(_SLOTS)
+        self._wanted = bytearray(_SLOTS)
+        self._silent = bytearray(_SLOTS)
 
     def __contains__(self, path: str) -> bool:
-        return self._flags[hash(path) % _SLOTS] == 1
+        return self._wanted[hash(path) % _SLOTS] == 1
 
     def add(self, path: str) -> None:
-        self._flags[hash(path) % _SLOTS] = 1
+        self._wanted[hash(path) % _SLOTS] = 1
+
+    def is_silent(self, path: str) -> bool:
+        """Whether nobody did when it, or one of the same number, was asked for before."""
+        return self._silent[hash(path) % _SLOTS] == 1
+
+    def note_silence(self, path: str) -> None:
+        self._silent[hash(path) % _SLOTS] = 1
 
 
 def wanted_on(backend: Backend) -> Wanted | None:

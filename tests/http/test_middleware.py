@@ -1055,6 +1055,7 @@ async def test_a_url_of_which_nobody_wants_anything_cached_costs_no_look_up(cach
         assert reads == []
         page.headers["cache-control"] = "public, max-age=60"
         await ask(app)
+        await ask(app)
         assert reads != []
 
 
@@ -1065,7 +1066,7 @@ async def test_it_is_cached_as_soon_as_its_responses_say_so(cache: Cache, before
     for _ in range(3):
         await ask(app)
     page.headers["cache-control"] = "public, max-age=60"
-    assert [(await ask(app)).hit for _ in range(3)] == [False, True, True]
+    assert [(await ask(app)).hit for _ in range(3)] == [False, False, True]
 
 
 async def test_it_is_cached_as_soon_as_its_route_says_so(cache: Cache) -> None:
@@ -1085,7 +1086,7 @@ async def test_it_is_cached_as_soon_as_its_route_says_so(cache: Cache) -> None:
     for _ in range(2):
         assert (await ask(app)).status == 403
     let_in[0] = True
-    assert [(await ask(app)).hit for _ in range(3)] == [False, True, True]
+    assert [(await ask(app)).hit for _ in range(3)] == [False, False, True]
 
 
 async def test_a_request_that_says_something_gets_a_whole_exchange(cache: Cache) -> None:

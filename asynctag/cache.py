@@ -22,7 +22,7 @@ from asynctag.keys import check_key
 from asynctag.lag import NO_LAG, DuringLag, Lag, Probe
 from asynctag.leased import HowLeased, WhileLeased, check_while_leased, serves
 from asynctag.names import ROOT, check_namespace, key_name, namespace_tag, tag_name, user_tags
-from asynctag.pending import Pending, as_written
+from asynctag.pending import Invalidator, Pending, as_written
 from asynctag.scope import Scope, current_scope, live_scope
 from asynctag.signatures import nearest_name
 from asynctag.sync import SyncCache, by_blocking, event_loop_runs_here
@@ -483,13 +483,19 @@ class Cache:
         return await self._invalidate([namespace_tag(self.namespace)], queue=queue)
 
     async def _invalidate(
-        self, names: list[str], *, soft: bool = False, queue: bool = False, lag: Lag | None = None
+        self,
+        names: list[str],
+        *,
+        soft: bool = False,
+        queue: bool = False,
+        lag: Lag | None = None,
+        by: Invalidator | None = None,
     ) -> bool:
         filler = self._filling()
         block = open_block(current_scope.get(), filler.backend)
         if block is not None:
-            return await block.invalidate(self, names, lag, queue=queue)
-        written = await filler.invalidator.invalidate(
+            return await block.invalidate(self, names, lag, queue=queue, by=by)
+        written = await (by or filler.invalidator).invalidate(
             names, soft=soft, queue=queue, namespace=self.namespace, lag=self._lag if lag is None else lag
         )
         await self._tell(names)
@@ -517,19 +523,7 @@ class Cache:
         Raises `ConfigurationError` for values that cannot be meant. Entering it sends nothing; leaving it raises
         nothing of what the backend says.
         """
-        return self._transaction(isolation, replica_lag, during_lag, caught_up, lease, live_scope)
-
-    def _transaction(
-        self,
-        isolation: str,
-        replica_lag: Seconds | None,
-        during_lag: str | None,
-        caught_up: Probe | None,
-        lease: Seconds,
-        around: Callable[[], Scope | None],
-    ) -> Transaction:
-        options = self._transaction_options(isolation, replica_lag, during_lag, caught_up, lease)
-        return Transaction(self, options, around)
+        return Transaction(self, self._transaction_options(isolation, replica_lag, during_lag, caught_up, lease))
 
     def _transaction_options(
         self,

@@ -172,6 +172,11 @@ class Filler:
             return await self.write(entry)
         return scope.transaction.hold(self, entry)
 
+    async def write_many_within(self, scope: Scope, entries: Sequence[Entry]) -> list[Written]:
+        if scope.transaction is None:
+            return await self.write_many(entries)
+        return [scope.transaction.hold(self, entry) for entry in entries]
+
     async def write(self, entry: Entry) -> Written:
         refused = self._refuse(entry)
         if refused is not None:
@@ -617,12 +622,10 @@ class Filler:
         entry = self._prepare(job, value, reading, flight, scope, started)
         if entry is None:
             return Written(False)
-        if before is not None and scope.transaction is None:
-            written = (await self.write_many([before, entry]))[-1]
-        else:
-            if before is not None:
-                await self.write_within(scope, before)
+        if before is None:
             written = await self.write_within(scope, entry)
+        else:
+            written = (await self.write_many_within(scope, [before, entry]))[-1]
         self._conclude(job, entry, written, flight, scope, unaccepted)
         return written
 
@@ -859,10 +862,7 @@ class Filler:
             part.tags = set()  # they are the entry's now
             if entry is not None:
                 sent.append((name, entry, part))
-        if scope.transaction is not None:
-            answers = [scope.transaction.hold(self, entry) for _, entry, _ in sent]
-        else:
-            answers = await self.write_many([entry for _, entry, _ in sent])
+        answers = await self.write_many_within(scope, [entry for _, entry, _ in sent])
         for (name, entry, part), written in zip(sent, answers, strict=True):
             self._conclude(jobs[name], entry, written, led.get(name), part, Fate.UNCHECKED)
             scope.fresh_until = min(scope.fresh_until, part.fresh_until)

@@ -211,11 +211,7 @@ class Invalidator:
             else:
                 await self.backend.invalidate(names, soft=soft)
         except BackendError as error:
-            if not queue:
-                raise _unwritten(error, names, namespace) from error
-            if not self._keep(names, soft, lag, error, namespace):
-                raise _unwritten(error, names, namespace, full=True) from error
-            self.see_to_retries()
+            self._queue_or_raise(names, soft, lag, error, namespace, queue=queue)
             return False
         except BaseException as error:
             if queue and not isinstance(error, Exception):
@@ -250,11 +246,7 @@ class Invalidator:
             await self.write_what_is_queued()
             return await self.backend.lease(names, holder, duration)
         except BackendError as error:
-            if not queue:
-                raise _unwritten(error, names, namespace) from error
-            if not self._keep(names, False, NO_LAG, error, namespace):
-                raise _unwritten(error, names, namespace, full=True) from error
-            self.see_to_retries()
+            self._queue_or_raise(names, False, NO_LAG, error, namespace, queue=queue)
             return None
 
     async def release(self, names: Collection[str], holder: str, lag: Lag, *, namespace: str) -> None:
@@ -280,7 +272,7 @@ class Invalidator:
             self.keep_release(names, lag, RuntimeError("its event loop was left"), namespace)
 
     def keep_release(self, names: Collection[str], lag: Lag, error: BaseException, namespace: str) -> None:
-        kept = self.pending.add(names, lag_until=self.backend.clock() + lag.seconds if lag.seconds else -inf)
+        kept = self.pending.add(names, lag_until=self._end_of(lag))
         logger.error(
             "the end of a transaction could not be written (%s): %s, as far as they are held, stay so until the lease "
             "ends, which counts as an invalidation%s",
@@ -315,11 +307,21 @@ class Invalidator:
             except Exception as error:
                 self.outage.warn(self.backend.clock(), "a lag cannot be ended before its time: %s", error)
 
+    def _end_of(self, lag: Lag) -> float:
+        return self.backend.clock() + lag.seconds if lag.seconds else -inf
+
+    def _queue_or_raise(
+        self, names: Collection[str], soft: bool, lag: Lag, error: BackendError, namespace: str, *, queue: bool
+    ) -> None:
+        if not queue:
+            raise _unwritten(error, names, namespace) from error
+        if not self._keep(names, soft, lag, error, namespace):
+            raise _unwritten(error, names, namespace, full=True) from error
+        self.see_to_retries()
+
     def _keep(self, names: Collection[str], soft: bool, lag: Lag, error: BaseException, namespace: str) -> bool:
         first = not self.pending.names
-        if not self.pending.add(
-            names, soft=soft, lag_until=self.backend.clock() + lag.seconds if lag.seconds else -inf
-        ):
+        if not self.pending.add(names, soft=soft, lag_until=self._end_of(lag)):
             return False
         if first:
             logger.warning(

@@ -410,15 +410,8 @@ class SyncCache:
         at_once(cache._tell([name]))
 
     def _invalidate(self, names: list[str], *, soft: bool = False, queue: bool = False, lag: Lag | None = None) -> bool:
-        cache = self._cache
-        filler = cache._filling()
-        writer, block = self._writer(filler), open_block(current_scope.get(), filler.backend)
-        if block is not None:
-            return at_once(block.invalidate(cache, names, lag, queue=queue, by=writer))
-        lag = cache._lag if lag is None else lag
-        written = at_once(writer.invalidate(names, soft=soft, queue=queue, namespace=cache.namespace, lag=lag))
-        at_once(cache._tell(names))
-        return written
+        writer = self._writer(self._cache._filling())
+        return at_once(self._cache._invalidate(names, soft=soft, queue=queue, lag=lag, by=writer))
 
     def transaction(
         self,

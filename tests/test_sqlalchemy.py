@@ -18,11 +18,11 @@ from asynctag import Cache, Cause, ConfigurationError, InvalidationError, Lifecy
 from asynctag.integrations.sqlalchemy import UnitsOfWork, row_tags, table_tags, unit_of_work
 from asynctag.integrations.sqlalchemy import reads as reads_module
 from asynctag.sync import _renewer as renewer
-from asynctag.testing import FakeClock, assert_hit, assert_miss, fake_clock
+from asynctag.testing import assert_hit, assert_miss, fake_clock
 from tests.shop import Base, Book, Category, Item, Label, Line, Node, Order, Product, product_label
-from tests.told import Told
+from tests.told import Told, backend, cache
 
-__all__ = ["fake_clock"]
+__all__ = ["backend", "cache", "fake_clock"]
 
 pytestmark = pytest.mark.anyio
 
@@ -34,16 +34,6 @@ Sessions = Any
 def anyio_backend() -> str:
     """SQLAlchemy's async sessions are for asyncio."""
     return "asyncio"
-
-
-@pytest.fixture
-def backend(fake_clock: FakeClock) -> Told:
-    return Told(clock=fake_clock)
-
-
-@pytest.fixture
-def cache(backend: Told) -> Cache:
-    return Cache(backend, default_ttl=100)
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from asynctag import pending as pending_module
 from asynctag.integrations.outbox import Outbox
 from asynctag.integrations.sqlalchemy import UnitsOfWork, unit_of_work
 from asynctag.integrations.sqlalchemy import reads as reads_module
-from asynctag.testing import FakeClock, fake_clock
-from tests.told import Told
+from asynctag.testing import fake_clock
+from tests.told import Told, backend, cache
 
-__all__ = ["fake_clock"]
+__all__ = ["backend", "cache", "fake_clock"]
 
 pytestmark = pytest.mark.anyio
 
@@ -47,16 +47,6 @@ A_ROW = ["product", "product:1"]
 def anyio_backend() -> str:
     """SQLAlchemy's async sessions are for asyncio."""
     return "asyncio"
-
-
-@pytest.fixture
-def backend(fake_clock: FakeClock) -> Told:
-    return Told(clock=fake_clock)
-
-
-@pytest.fixture
-def cache(backend: Told) -> Cache:
-    return Cache(backend, default_ttl=100)
 
 
 def begins_by_itself(engine: sa.Engine) -> None:

@@ -17,23 +17,13 @@ from asynctag.lag import Lag
 from asynctag.testing import FakeClock, assert_hit, assert_miss, fake_clock
 from asynctag.transaction import MAX_HELD, NOT_KNOWN, Options, Transaction
 from tests.test_contract import Handle
-from tests.told import Told
+from tests.told import Told, backend, cache
 
-__all__ = ["fake_clock"]
+__all__ = ["backend", "cache", "fake_clock"]
 
 pytestmark = pytest.mark.anyio
 
 LEVELS: list[Any] = ["read uncommitted", "read committed", "repeatable read", "serializable"]
-
-
-@pytest.fixture
-def backend(fake_clock: FakeClock) -> Told:
-    return Told(clock=fake_clock)
-
-
-@pytest.fixture
-def cache(backend: Told) -> Cache:
-    return Cache(backend, default_ttl=100)
 
 
 @pytest.fixture

@@ -1,13 +1,15 @@
-"""A memory that tells what it is asked for."""
+"""A memory that tells what it is asked for, and fixtures of it: for tests that import `fake_clock` too."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import anyio
+import pytest
 
-from asynctag import InvalidationError
+from asynctag import Cache, InvalidationError
 from asynctag.backends.base import Reading, Stamp
 from asynctag.backends.memory import MemoryBackend
+from asynctag.testing import FakeClock
 
 
 class Told(MemoryBackend):
@@ -53,3 +55,13 @@ class Told(MemoryBackend):
     async def unchanged(self, tags: Sequence[str], since: Stamp) -> bool:
         await self._note("unchanged")
         return await super().unchanged(tags, since)
+
+
+@pytest.fixture
+def backend(fake_clock: FakeClock) -> Told:
+    return Told(clock=fake_clock)
+
+
+@pytest.fixture
+def cache(backend: Told) -> Cache:
+    return Cache(backend, default_ttl=100)

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 from asynctag.errors import ConfigurationError
 
@@ -104,6 +104,10 @@ class Miss(NamedTuple):
 
     cause: Cause
     tag: str | None = None
+
+
+#: Nothing is there.
+NOT_THERE: Final = Miss(Cause.ABSENT)
 
 
 class Reading(NamedTuple):

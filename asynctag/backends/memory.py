@@ -17,7 +17,7 @@ from sys import getsizeof
 from typing import ClassVar
 from weakref import WeakSet
 
-from asynctag.backends.base import Backend, Cause, Entry, Miss, Reading, Stamp, Written
+from asynctag.backends.base import NOT_THERE, Backend, Cause, Entry, Miss, Reading, Stamp, Written
 from asynctag.errors import ConfigurationError
 
 #: What an entry costs beyond its body, its key and its list of tags, in bytes (measured by `make bench`).
@@ -32,8 +32,6 @@ SWEEP = 32
 #: How many leases that nobody touches an invalidation looks at, for those that have ended.
 SETTLED = 5
 
-
-_ABSENT = Miss(Cause.ABSENT)
 
 # A thread that is not there in a forked child may hold a lock in it, for ever.
 _backends: "WeakSet[MemoryBackend]" = WeakSet()
@@ -182,7 +180,7 @@ class MemoryBackend(Backend):
     def _look(self, key: str, *, despite_leases: bool = False) -> Reading:
         node = self._entries.get(key)
         if node is None:
-            return Reading(self._stamp, None, miss=_ABSENT)
+            return Reading(self._stamp, None, miss=NOT_THERE)
         miss = self._why_invalid(node)
         if despite_leases and miss is not None and miss.cause is Cause.LEASED:
             miss = self._why_outdated(node)

@@ -99,8 +99,7 @@ class Silence(Client):
     def __init__(
         self, middleware: "CacheMiddleware", asgi: AsgiScope, receive: Receive, send: Send, reading: Reading | None
     ) -> None:
-        self._receive = receive
-        self.gone = self.has_body = False
+        super().__init__(receive)
         self._middleware = middleware
         self._asgi = asgi
         self._send = send
@@ -117,7 +116,7 @@ class Silence(Client):
     def end(self) -> "Exchange | Literal[False]":
         """Somebody wants the response cached: gives the exchange that sees to it from here on, where one can."""
         self.ended = True
-        if self._reading is None or self.scope is None:
+        if self.scope is None:
             return False
         if self._outgoing is None:
             middleware, origin = self._middleware, self._origin
@@ -126,7 +125,7 @@ class Silence(Client):
             address = Address(origin, cache.namespace)
             exchange = Exchange(
                 middleware,
-                cache._filling() if not cache._disabled else None,
+                filler_in_use(cache),
                 self._asgi,
                 origin,
                 self,
@@ -161,6 +160,11 @@ class Silence(Client):
         return await exchange.explain() if exchange else ResponseExplanation(None)
 
 
+def filler_in_use(cache: Cache) -> Filler | None:
+    """None while the cache is disabled."""
+    return None if cache._disabled else cache._filling()
+
+
 def as_it_came(asgi: AsgiScope) -> AsgiScope:
     """A copy of a request's scope: routing writes into the scope, and the application into its state."""
     origin = dict(asgi)
@@ -171,7 +175,8 @@ def as_it_came(asgi: AsgiScope) -> AsgiScope:
 
 def scope_of_response(cache: Cache, asgi: AsgiScope, *, renewing: bool = False) -> Scope:
     """The scope in which the response to a request gathers its tags."""
-    backend = cache._filling().backend if not cache._disabled else None
+    filler = filler_in_use(cache)
+    backend = filler.backend if filler is not None else None
     parent = live_scope()  # where a cached computation calls the application
     return Scope(
         f"the response to {asgi['method']} {asgi['path']}", backend, cache.namespace, parent, renewing=renewing
@@ -232,7 +237,7 @@ class Exchange:
 
     policy: Policy | None = None
     #: Why this request does not touch the cache, as far as it is known before a route says more.
-    bypass: str | None = None
+    bypass: str | None
     #: Why the request went to the application, for `Cache-Status`.
     forward: Forward = "uri-miss"
     miss: Miss | None = None
@@ -712,25 +717,22 @@ class Exchange:
             public, head = dims.public or there.public, dims.head or there.head
             dims = replace(widened(dims, there.vary), public=public, head=head)
         narrowed = (there or self.dims or dims).plain and not dims.plain
-        record = None
-        if dims != there:
+        if narrowed:
             try:
-                if narrowed:
-                    await backend.invalidate([key])
-                    reading = await self.filler.read(key)
+                await backend.invalidate([key])
             except BackendError as error:
-                self.filler.outage.warn(
-                    backend.clock(),
-                    "%s: what was stored of its URL could not be invalidated: %s",
-                    self.scope.name,
-                    error,
-                )
+                what = "%s: what was stored of its URL could not be invalidated: %s"
+                self.filler.outage.warn(backend.clock(), what, self.scope.name, error)
                 return None
-            record = self.filler.lasting(key, dims, DIMENSIONS, (key, *self.cache._implicit), reading)
-        if narrowed and record is not None:
-            await self.filler.write(record)
+            reading = await self.filler.read(key)
         self.dims = dims
-        return None if narrowed else (dims, record)
+        if dims == there:
+            return dims, None
+        record = self.filler.lasting(key, dims, DIMENSIONS, (key, *self.cache._implicit), reading)
+        if narrowed:
+            await self.filler.write(record)
+            return None
+        return dims, record
 
     async def stale_instead(self, error: Exception | None) -> tuple[Message, Message] | None:
         """A stored response to answer with instead of an error, within its `stale_if_error`.

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import anyio
 from starlette.requests import HTTPConnection
 
-from asynctag.backends.base import Backend, Cause, Entry, Miss, Reading
+from asynctag.backends.base import NOT_THERE, Backend, Entry, Reading
 from asynctag.cache import Cache
 from asynctag.errors import ConfigurationError
 from asynctag.expiry import Seconds, seconds
@@ -25,6 +25,7 @@ from asynctag.http.exchange import (
     Stored,
     as_it_came,
     current_exchange,
+    filler_in_use,
     record_of,
     scope_of_response,
 )
@@ -45,8 +46,6 @@ from asynctag.pending import as_written
 from asynctag.scope import current_scope
 
 logger = logging.getLogger("asynctag")
-
-_ABSENT = Miss(Cause.ABSENT)
 
 #: How many URLs are remembered with the headers of their hits, and how long they may be, in bytes.
 MAX_KNOWN, MAX_LENGTH_KNOWN = 1024, 512
@@ -177,6 +176,8 @@ class CacheMiddleware:
         self._known: dict[_Url, _Known] = {}
         self._policy = policy
         self._exposed_as = expose_tags.lower().encode() if expose_tags is not None else None
+        #: Whether a request may go by without an exchange: neither a policy nor headers with tags are for all of them.
+        self._may_be_silent = policy is None and not self.shows_tags
         self._wanted_on: Backend | None = None
         self._wanted: Wanted | None = None
         self._warned: set[str] = set()
@@ -229,7 +230,7 @@ class CacheMiddleware:
         `plain`: the request says nothing for a cache to decide by.
         """
         cache = self.cache
-        if self._policy is not None or self.shows_tags or cache._disabled:
+        if not self._may_be_silent or cache._disabled:
             return None
         filler = cache._filling()
         if filler.backend is not self._wanted_on:
@@ -425,7 +426,7 @@ class CacheMiddleware:
         known: _Known | None,
     ) -> None:
         reading = await self._look_up(address)
-        passes = self._policy is None and not self.shows_tags and not facts.only_if_cached
+        passes = self._may_be_silent and not facts.only_if_cached
         if passes and reading is not None and record_of(reading) is None:
             silent = await self._pass_silently(scope, receive, send, reading)
             if known is not None and not self.cache._filling().backend.in_process:
@@ -468,10 +469,8 @@ class CacheMiddleware:
 
     async def _look_up(self, address: Address) -> Reading | None:
         """What is recorded of a URL, by the journal of now."""
-        if self.cache._disabled:
-            return None
-        filler, key = self.cache._filling(), address.record_key()
-        return await filler.read(key)
+        filler = filler_in_use(self.cache)
+        return await filler.read(address.record_key()) if filler is not None else None
 
     def _exchange(
         self,
@@ -483,7 +482,7 @@ class CacheMiddleware:
         *,
         renewing: bool = False,
     ) -> Exchange:
-        filler = self.cache._filling() if not self.cache._disabled else None
+        filler = filler_in_use(self.cache)
         scope = scope_of_response(self.cache, asgi, renewing=renewing)
         started = filler.backend.clock() if filler is not None else 0.0
         return Exchange(self, filler, asgi, as_it_came(asgi), client, facts, address, reading, scope, started)
@@ -662,7 +661,7 @@ def _note_invalidated(tags: tuple[str, ...]) -> None:
 def _nothing_read(backend: Backend) -> Reading:
     """A reading in which nothing was found, at the newest stamp that is known. An older one than the journal's will do:
     what was invalidated since counts against what is stored with it."""
-    return Reading(backend.newest(), None, False, _ABSENT)
+    return Reading(backend.newest(), None, False, NOT_THERE)
 
 
 def _answers(dims: Dimensions, facts: RequestFacts) -> bool:

@@ -94,7 +94,8 @@ class RequestCache:
         lease: Seconds = 30,
     ) -> Transaction:
         """As `Cache.transaction`. What is cached of this request's response is none of it."""
-        return self.cache._transaction(isolation, replica_lag, during_lag, caught_up, lease, self._gathering)
+        options = self.cache._transaction_options(isolation, replica_lag, during_lag, caught_up, lease)
+        return Transaction(self.cache, options, self._gathering)
 
     async def explain_response(self) -> ResponseExplanation:
         """What is decided for the response to this request so far: by which policy, and why it is not cached."""

@@ -250,11 +250,7 @@ class Run:
         if self.cell.cache == "memory":
             self.clock.advance(self.cell.lag + 1)
             return
-        ended = 0
-        for name in self.world.cache.run("KEYS", "{asynctag}lease:*"):
-            for holder in set(self.world.cache.run("HKEYS", name)) - {b"|before"}:  # that is the tag's number
-                self.world.cache.run("HSET", name, holder, 1)
-                ended += 1
+        ended = redis_servers.end_leases(self.world.cache)
         left_by_the_dead = int(self.cell.end in LEASED)
         ended_well = len(self.writers) - (self.cell.end in KILLED[:-1])
         expected = left_by_the_dead + (ended_well if self.cell.lag else 0)

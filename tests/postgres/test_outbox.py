@@ -25,7 +25,7 @@ from asynctag.integrations.sqlalchemy import UnitsOfWork, row_tags
 from tests.postgres.servers import Server
 from tests.redis import servers as redis_servers
 from tests.redis.proxy import Proxy
-from tests.redis.servers import HOST, eventually
+from tests.redis.servers import HOST, end_leases, eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -325,13 +325,6 @@ def nothing_is_open(postgres: Server) -> None:
         "the end of the killed process's transaction",
         lambda: not postgres.run("SELECT 1 FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"),
     )
-
-
-def end_leases(valkey: redis_servers.Server) -> None:
-    """Let the time of all leases be over."""
-    for name in valkey.run("KEYS", "{asynctag}lease:*"):
-        for holder in valkey.run("HKEYS", name):
-            valkey.run("HSET", name, holder, 1)
 
 
 @pytest.mark.parametrize("way", ["in a block", "plainly"])

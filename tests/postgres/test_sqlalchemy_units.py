@@ -215,7 +215,7 @@ async def test_a_commit_whose_connection_is_lost(
             await session.flush()
             pid = await halted(session)
             commit = asyncio.ensure_future(session.commit())
-            await asyncio.sleep(0.2)
+            await anyio.wait_all_tasks_blocked()
             postgres.run("SELECT pg_terminate_backend(%s)", pid)
             os.kill(pid, signal.SIGCONT)
             await commit

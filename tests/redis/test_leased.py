@@ -9,8 +9,8 @@ import pytest
 from asynctag import Cache, Cause, Wait
 from asynctag.backends.redis import RedisBackend
 from asynctag.cache import Miss
-from tests.redis.servers import Server
-from tests.redis.test_transactions import LEASE, MANY, cause, commands, end_leases, outside, read
+from tests.redis.servers import Server, end_leases
+from tests.redis.test_transactions import LEASE, MANY, cause, commands, outside, read
 from tests.redis.watching import watching
 
 pytestmark = pytest.mark.anyio

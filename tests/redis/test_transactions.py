@@ -16,7 +16,7 @@ import pytest
 from asynctag import Cache, Cause
 from asynctag.backends.redis import RedisBackend
 from asynctag.names import key_name, tag_name
-from tests.redis.servers import Server, eventually
+from tests.redis.servers import Server, end_leases, eventually
 from tests.redis.watching import Seen, watching
 
 pytestmark = pytest.mark.anyio
@@ -67,16 +67,6 @@ async def cause(cache: Cache, key: str = "x") -> Cause | None:
     """Why what is stored under a key is no hit; None for a hit."""
     explained = await cache.explain(key)
     return None if explained.hit else explained.cause
-
-
-def end_leases(server: Server) -> int:
-    """Let the time of all leases be over. How many there were."""
-    ended = 0
-    for name in server.run("KEYS", LEASE + "*"):
-        for holder in set(server.run("HKEYS", name)) - {b"|before"}:
-            server.run("HSET", name, holder, 1)
-            ended += 1
-    return ended
 
 
 # --- round trips -----------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from asynctag.backends.base import OF_NO_EPOCH, Backend, Cause, Entry, Miss, Reading, Stamp, Written
+from asynctag.backends.base import NOT_THERE, OF_NO_EPOCH, Backend, Cause, Entry, Miss, Reading, Stamp, Written
 from asynctag.backends.redis.blocking import BlockingClient, Way
 from asynctag.backends.redis.client import Client, MovedError, WentBackError
 from asynctag.backends.redis.connection import ConnectionLostError, pack
@@ -46,7 +46,6 @@ MICRO = 1_000_000
 #: How often an entry is looked at that changes meanwhile.
 MAX_TRIES = 4
 
-_ABSENT = Miss(Cause.ABSENT)
 
 logger = logging.getLogger("asynctag")
 
@@ -265,7 +264,7 @@ class RedisBackend(Backend):
                 return reading
             by_script = True
         # Others store under this key faster than it can be looked at.
-        return Reading(self._client.newest, None, miss=Miss(Cause.ABSENT))
+        return Reading(self._client.newest, None, miss=NOT_THERE)
 
     def _ask(
         self, link: Link, key: str, *, by_script: bool = False, despite_leases: bool = False
@@ -323,7 +322,7 @@ class RedisBackend(Backend):
                 return None
             journal = self._see(newest, *numbered)
         if body is None:
-            return Reading(journal, None, False, _ABSENT)
+            return Reading(journal, None, False, NOT_THERE)
         if type(body) is not bytes:
             return None
         head, tags, numbers = known.head, known.tags, answer[5:]
@@ -359,7 +358,7 @@ class RedisBackend(Backend):
         journal = self._see(newest, epoch, seq)
         self._softened = soft > 0
         if body is None:
-            return Reading(journal, None, miss=_ABSENT)
+            return Reading(journal, None, miss=NOT_THERE)
         try:
             if type(body) is not bytes:
                 raise CorruptEntryError("no string")

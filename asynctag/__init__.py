@@ -20,11 +20,13 @@ from asynctag.errors import (
     UnstableArgumentError,
     UnsupportedTypeError,
     ValueNotCacheableError,
+    WindowError,
 )
 from asynctag.explain import Explanation
 from asynctag.leased import Held, Wait, WhileLeased
 from asynctag.scope import add_tags, no_store
 from asynctag.tags import tag
+from asynctag.windows import Window
 
 __all__ = [
     "AsynctagError",
@@ -49,6 +51,8 @@ __all__ = [
     "ValueNotCacheableError",
     "Wait",
     "WhileLeased",
+    "Window",
+    "WindowError",
     "add_tags",
     "no_store",
     "tag",

@@ -17,18 +17,21 @@ from asynctag.codec import NOT_GIVEN, Codec, codec_for
 from asynctag.errors import BackendError, ConfigurationError, InvalidTagError, LifecycleError
 from asynctag.expiry import Expiry, ExpiryOptions, Seconds, fraction, seconds, strength, yes_or_no
 from asynctag.explain import Explanation, explanation
-from asynctag.fill import MISSING, Filler, Job, check_built, load, may_serve_held
+from asynctag.fill import MISSING, Filler, Job, check_built, may_serve_held
+from asynctag.functions import check_name_is_free
 from asynctag.keys import check_key
 from asynctag.lag import NO_LAG, DuringLag, Lag, Probe
 from asynctag.leased import HowLeased, WhileLeased, check_while_leased, serves
 from asynctag.names import ROOT, check_namespace, key_name, namespace_tag, tag_name, user_tags
 from asynctag.pending import Invalidator, Pending, as_written
-from asynctag.scope import Scope, current_scope, live_scope
+from asynctag.scope import Scope, current_scope, gathering_scope, live_scope
 from asynctag.signatures import nearest_name
+from asynctag.skeleton import Skeleton
 from asynctag.sync import SyncCache, by_blocking, event_loop_runs_here
 from asynctag.tags import check_tag, check_tags
 from asynctag.transaction import Isolation, Transaction, check_isolation, open_block
 from asynctag.transaction import Options as TransactionOptions
+from asynctag.windows import Window
 
 logger = logging.getLogger("asynctag")
 
@@ -118,6 +121,7 @@ class Cache:
         self._bound = False
         self._disabled = 0
         self._names: dict[str, Callable[..., Any]] = {}
+        self._windows: dict[str, Window[..., Any]] = {}  # by the names that they have in entries
         self._hooks: tuple[Hook, ...] = ()
         self._implicit = tuple(dict.fromkeys((namespace_tag(namespace), ROOT)))
         self._sync = SyncCache(self)
@@ -152,7 +156,7 @@ class Cache:
             raise ConfigurationError(f"{backend!r} is no backend: give a MemoryBackend() or another asynctag Backend")
         if backend.in_process:
             _warn_of_workers()
-        filler = Filler(backend, self._background, self.max_ttl)
+        filler = Filler(backend, self._background, self.max_ttl, self._windows)
         filler.pending.watch(self._on_pending)
         return filler
 
@@ -296,6 +300,52 @@ class Cache:
         decorator = partial(decorate, self, options)
         return decorator if function is None else decorator(function)
 
+    # --- windows -------------------------------------------------------------------------------------
+
+    @overload
+    def window(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> Window[P, R]: ...
+
+    @overload
+    def window(
+        self,
+        function: None = None,
+        /,
+        *,
+        timeout: Seconds | None = 10,
+        fallback: Any = NOT_GIVEN,
+        name: str | None = None,
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Window[P, R]]: ...
+
+    def window(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        timeout: Seconds | None = 10,
+        fallback: Any = NOT_GIVEN,
+        name: str | None = None,
+    ) -> Any:
+        """Register an async function whose result stands in cached values, afresh on every serve, and is not cached.
+
+        Called in what is cached, or for a response behind `CacheMiddleware`, it gives a placeholder: text that goes
+        into text, or a value of a dict or list. What is put through a template that escapes is escaped as it would be,
+        unless it is `Markup`. Elsewhere the window is awaited. Its parameters are JSON: they are stored with the page.
+        `timeout`: for how many seconds the page waits for it. `fallback`: what is served instead where it fails or
+        takes longer; without one, that fails the page. `name`: as for `cached`.
+
+        Raises `ConfigurationError` for what is no such function.
+        """
+        limit = None if timeout is None else seconds(timeout, "timeout", zero=False)
+
+        def decorator(function: Callable[..., Any]) -> Window[..., Any]:
+            window: Window[..., Any] = Window(self, function, timeout=limit, fallback=fallback, name=name)
+            named = {key.removeprefix(f"{self.namespace}|"): one.function for key, one in self._windows.items()}
+            check_name_is_free(named, window.name, function, named=name is not None, would="fill each other's places")
+            self._windows[f"{self.namespace}|{window.name}"] = window
+            return window
+
+        return decorator if function is None else decorator(function)
+
     # --- values by key -------------------------------------------------------------------------------
 
     async def get_or_set(
@@ -355,13 +405,14 @@ class Cache:
     async def _find(self, filler: Filler, key: str, name: str, returns: Any) -> Hit | Miss:
         scope = live_scope()
         reading = await filler.read_within(scope, name)
-        value = _load_fresh(reading, codec_for(returns, owner=f"the cache's key {key!r}"))
+        value = _load_fresh(filler, reading, codec_for(returns, owner=f"the cache's key {key!r}"))
         if reading is None or reading.entry is None or value is MISSING:
             if scope is not None:
                 scope.gather((name, *self._implicit), filler.backend)  # what is built on there being nothing
             return Miss(reading.stamp if reading is not None else None)
         if scope is not None:
             scope.absorb(reading.entry, filler.backend)
+        value = value if type(value) is not Skeleton else await filler.hand_out(value)
         return Hit(value, user_tags(reading.entry.tags, self.namespace), reading.stamp)
 
     @overload
@@ -385,9 +436,9 @@ class Cache:
         names = [self._key(key) for key in wanted]
         readings = await filler.read_many_within(scope, names)
         for key, name, reading in zip(wanted, names, readings, strict=True):
-            value = _load_fresh(reading, codec)
+            value = _load_fresh(filler, reading, codec)
             if reading is not None and reading.entry is not None and value is not MISSING:
-                found[key] = value
+                found[key] = value if type(value) is not Skeleton else await filler.hand_out(value)
                 if scope is not None:
                     scope.absorb(reading.entry, filler.backend)
             elif scope is not None:
@@ -419,7 +470,7 @@ class Cache:
         filler = self._filling()
         scope = Scope(job.name, filler.backend, self.namespace, live_scope())
         scope.tags.update(job.tags)
-        kept = filler.keep(job.codec, value)
+        kept = filler.keep(job.codec, filler.cut_out(job.codec, value, gathering_scope()))
         try:
             if self._disabled or since.stamp is None:
                 return False
@@ -665,10 +716,10 @@ class Cache:
         return replace(self._defaults, **given) if given else self._defaults
 
 
-def _load_fresh(reading: Reading | None, codec: Codec) -> Any:
+def _load_fresh(filler: Filler, reading: Reading | None, codec: Codec) -> Any:
     if reading is None or reading.entry is None or reading.stale:
         return MISSING
-    return load(reading.entry, codec)
+    return filler.load(reading.entry, codec)
 
 
 async def _given() -> Any:

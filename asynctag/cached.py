@@ -1,7 +1,6 @@
 """The decorator: an async function that keeps what it returns."""
 
 import inspect
-import sys
 import types
 import typing
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
@@ -15,9 +14,10 @@ from asynctag.errors import ConfigurationError, CorruptEntryError
 from asynctag.expiry import Expiry
 from asynctag.explain import Explanation
 from asynctag.fill import Job
+from asynctag.functions import check_name_is_free, is_in_class, resolve_annotations
 from asynctag.keys import build_binder, build_key_maker, function_name
 from asynctag.names import describe, function_tag, key_name, tag_name
-from asynctag.scope import current_scope, live_scope
+from asynctag.scope import current_scope
 from asynctag.sync import refuse_in_event_loop
 from asynctag.tags import compile_tags
 from asynctag.thaw import is_immutable
@@ -101,7 +101,7 @@ class Definition(Generic[P, R]):
         self.name = function_name(function, options.name)
         self.exclude = frozenset({options.exclude} if isinstance(options.exclude, str) else options.exclude)
         self.has_key = options.key is not None
-        self._is_method = _is_in_class(function)
+        self._is_method = is_in_class(function)
         self._unkeyed = _unkeyed(function, self.exclude, options.key)
         prefix = key_name(cache.namespace, "")
         self._prefix = len(prefix)
@@ -126,14 +126,7 @@ class Definition(Generic[P, R]):
 
     def _register(self, name: str | None) -> None:
         """Two functions under one name would share their entries."""
-        other = self.cache._names.setdefault(self.name, self.function)
-        if name is None and not _is_being_imported(self.function):
-            pass  # a module that is loaded again, or a function that is defined again at a prompt
-        elif not _is_redefinition(other, self.function):
-            raise ConfigurationError(
-                f"{self.name!r} is taken on this cache by {other.__module__}.{other.__qualname__}: two functions under "
-                f"one name would share their entries. Give this one a name= of its own"
-            )
+        check_name_is_free(self.cache._names, self.name, self.function, named=name is not None, would="share entries")
         self.cache._names[self.name] = self.function
 
     def codec_now(self) -> Codec:
@@ -186,9 +179,7 @@ class Definition(Generic[P, R]):
         return value
 
     async def uncached(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if live_scope() is None:
-            return await self.function(*args, **kwargs)
-        # What is built from it depends on its tags all the same.
+        # What is built from it depends on its tags all the same, and its windows are filled.
         value: R = await self.cache._filling().compute_unstored(self.job(self.make_key(*args, **kwargs), args, kwargs))
         return value
 
@@ -228,7 +219,7 @@ def decorate(cache: "Cache", options: Options, function: Callable[P, Coroutine[A
     _refuse_wrapped_methods(function)
     definition: Definition[P, R] = Definition(cache, options, function)
     wrapper = _wrapper(definition)
-    return CachedMethod(definition, wrapper) if _is_in_class(function) else wrapper
+    return CachedMethod(definition, wrapper) if is_in_class(function) else wrapper
 
 
 def _wrapper(definition: Definition[P, R]) -> Any:
@@ -349,25 +340,12 @@ class BoundCached:
         return await self._definition.explain(self.__self__, *args, **kwargs)
 
 
-def resolve_annotations(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations that can be resolved now, each by itself: one that cannot does not hide the others."""
-    namespace = getattr(inspect.unwrap(function), "__globals__", {})
-    resolved: dict[str, Any] = {}
-    for name, annotation in getattr(function, "__annotations__", {}).items():
-        holder = types.SimpleNamespace(__annotations__={name: annotation})
-        try:
-            resolved |= typing.get_type_hints(holder, globalns=namespace, include_extras=True)
-        except (NameError, AttributeError, TypeError, SyntaxError):
-            continue
-    return resolved
-
-
 def _unkeyed(
     function: Callable[..., Any], exclude: Collection[str], key: Callable[..., object] | None
 ) -> frozenset[str]:
     """The parameters that do not count for the key, a method's `self` aside."""
     parameters = list(inspect.signature(function).parameters)
-    if _is_in_class(function):
+    if is_in_class(function):
         parameters = parameters[1:]
     if key is None:
         return frozenset(parameters).intersection(exclude)
@@ -375,39 +353,6 @@ def _unkeyed(
     if any(one.kind is one.VAR_KEYWORD for one in used):
         return frozenset()
     return frozenset(parameters).difference(one.name for one in used)
-
-
-def _is_in_class(function: Callable[..., Any]) -> bool:
-    around, _, _ = function.__qualname__.rpartition(".")
-    return bool(around) and not around.endswith("<locals>")
-
-
-def _is_being_imported(function: Callable[..., Any]) -> bool:
-    """Whether the function's module runs for the first time: two functions of one name are two, then."""
-    spec = getattr(sys.modules.get(function.__module__), "__spec__", None)
-    return bool(getattr(spec, "_initializing", False))
-
-
-def _is_redefinition(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
-    """Whether `new` is `old` again: the same code over the same things, or a cell of a notebook that was run again."""
-    if old is new:
-        return True
-    if old.__module__ == new.__module__ == "__main__" and "<locals>" not in new.__qualname__:
-        return old.__qualname__ == new.__qualname__
-    return (
-        old.__code__ == new.__code__
-        and [id(one) for one in old.__defaults__ or ()] == [id(one) for one in new.__defaults__ or ()]
-        and {name: id(one) for name, one in (old.__kwdefaults__ or {}).items()}
-        == {name: id(one) for name, one in (new.__kwdefaults__ or {}).items()}
-        and [_content(cell) for cell in old.__closure__ or ()] == [_content(cell) for cell in new.__closure__ or ()]
-    )
-
-
-def _content(cell: types.CellType) -> object:
-    try:
-        return id(cell.cell_contents)
-    except ValueError:  # not filled yet
-        return None
 
 
 def _refuse_wrapped_methods(function: object) -> None:
@@ -434,7 +379,7 @@ def _check_function(function: object) -> None:
         raise ConfigurationError(
             f"{function.__qualname__} is not async: write `async def`, and call what blocks through anyio.to_thread"
         )
-    if _is_in_class(function):
+    if is_in_class(function):
         first = next(iter(inspect.signature(function).parameters), None)
         if first is None or first == "cls":
             raise ConfigurationError(

@@ -15,13 +15,15 @@ import sys
 import types
 import typing
 from collections import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 
-from asynctag.errors import CorruptEntryError, UnsupportedTypeError, ValueNotCacheableError
+from asynctag.errors import CorruptEntryError, UnsupportedTypeError, ValueNotCacheableError, WindowError
+from asynctag.placeholders import Places, is_markup_type, plain
 from asynctag.same import AS_ANNOTATED, Trail, difference, first_line, parts, render, short_name
+from asynctag.skeleton import MARK, Hole, Skeleton, cut_out, read_skeleton
 from asynctag.thaw import ATOMS, Kept, plan, pydantic_base
 
 __all__ = ["NOT_GIVEN", "Codec", "Kept", "codec_for"]
@@ -42,7 +44,7 @@ _WHOLE = frozenset({type(None), bool, int, float, str, bytes})
 class Codec:
     """Encodes and decodes the values of one type. Codecs that are one object are of one type."""
 
-    __slots__ = ("_format", "_root", "_whole", "annotation")
+    __slots__ = ("_format", "_root", "_whole", "annotation", "with_windows")
 
     def __init__(self, annotation: object, codec_format: "_Format") -> None:
         self.annotation = annotation
@@ -50,6 +52,8 @@ class Codec:
         named = isinstance(annotation, type) and annotation.__module__ != "builtins"
         self._root = _name(annotation) if named else "value"
         self._whole = _whole_types(annotation)
+        #: What the entries of skeletons have as their codec, in this process: their values are not to be given out.
+        self.with_windows = WithWindows(self)
 
     def __repr__(self) -> str:
         return f"<Codec {_name(self.annotation)}>"
@@ -61,7 +65,12 @@ class Codec:
         return self._prove(value)[0]
 
     def decode(self, data: bytes) -> Any:
-        """The value of the bytes; CorruptEntryError if they are anything else than a value of this type."""
+        """The value of the bytes, or its `Skeleton`; CorruptEntryError if they are anything else."""
+        if data[:1] == MARK:
+            return read_skeleton(data, self)
+        return self._load(data)
+
+    def _load(self, data: bytes) -> Any:
         try:
             return self._format.load(data)
         except Exception as error:  # Validators of users run here, and may raise anything.
@@ -74,25 +83,69 @@ class Codec:
             if not (kind is str and value.isascii()) and (kind is str or kind is int):
                 self._dump(value)
             return Kept(value, None, sys.getsizeof(value))
+        if kind is Skeleton:
+            return Kept(value, None, value.size)
         data, decoded = self._prove(value)
         kept = plan(decoded)
         return Kept(data, self.decode, sys.getsizeof(data)) if kept is None else kept
 
-    def _prove(self, value: Any) -> tuple[bytes, Any]:
+    # --- values with windows -------------------------------------------------------------------------
+
+    def skeleton(self, value: Any, places: Places) -> Skeleton | None:
+        """The value as it is kept if windows of `places` stand in it. Raises `WindowError` where one was cut."""
+        if type(value) in (str, bytes) and type(value) in self._whole:
+            segments = places.split(value, lambda: self._root)
+            return None if segments is None else Skeleton(self, b"", b"", (Hole((), *segments),))
+        data, decoded = self._prove(value, places.plain)
+        if not places.stands_in(data):
+            return None
+        try:
+            way, tree = self._format.tree(data)
+            same = difference(decoded, self.of_tree(way, tree)) is None
+        except (CorruptEntryError, TypeError, ValueError, msgspec.MsgspecError) as error:
+            raise self._refusal(self._root, f"it holds windows, and {first_line(error)}", _FOR_WINDOWS) from error
+        if not same:
+            raise self._refusal(self._root, "it holds windows, and what plain data does not hold", _FOR_WINDOWS)
+        tree, holes = cut_out(tree, places, self._root)
+        if not holes:
+            raise WindowError(f"{self._root}: a window stands where no text is")
+        return Skeleton(self, way, msgspec.msgpack.encode(tree) if holes[0].path else b"", holes)
+
+    def tree(self, data: bytes) -> Any:
+        """The plain data of a skeleton's `tree`, anew."""
+        return msgspec.msgpack.decode(data)
+
+    def of_tree(self, way: bytes, tree: Any) -> Any:
+        """The value that `tree` is as plain data; CorruptEntryError if there is none."""
+        if self.annotation is NOT_GIVEN:
+            return tree
+        try:
+            data = self._format.of_tree(way, tree)
+        except Exception as error:
+            raise CorruptEntryError(f"plain data that is no {_name(self.annotation)}: {first_line(error)}") from error
+        return self._load(data)
+
+    def of_text(self, way: bytes, text: Any) -> Any:
+        """The value that a text is, or whatever a window returned in the place of one."""
+        return text if type(text) in self._whole else self.of_tree(way, text)
+
+    # --- the proof -----------------------------------------------------------------------------------
+
+    def _prove(self, value: Any, hook: "Hook" = plain) -> tuple[bytes, Any]:
         try:
             first, *others = self._format.ways(value)
         except RecursionError as error:
             raise self._refusal(self._root, "is nested too deeply, or holds itself", "flatten it") from error
         try:
-            return self._prove_way(value, first)
+            return self._prove_way(value, first, hook)
         except ValueNotCacheableError:
             for way in others:
                 with contextlib.suppress(ValueNotCacheableError):
-                    return self._prove_way(value, way)
+                    return self._prove_way(value, way, hook)
             raise
 
-    def _prove_way(self, value: Any, way: bytes) -> tuple[bytes, Any]:
-        data = self._dump(value, way)
+    def _prove_way(self, value: Any, way: bytes, hook: "Hook") -> tuple[bytes, Any]:
+        data = self._dump(value, way, hook)
         try:
             decoded = self._format.load(data)
         except RecursionError as error:
@@ -108,13 +161,15 @@ class Codec:
             raise self._refusal(self._root + found.path, found.said, self._advice(found.was, found.advice))
         return data, decoded
 
-    def _dump(self, value: Any, way: bytes = b"") -> bytes:
+    def _dump(self, value: Any, way: bytes = b"", hook: "Hook" = plain) -> bytes:
         try:
-            return self._format.dump(value, way)
+            return self._format.dump(value, way, hook)
+        except WindowError:
+            raise
         except RecursionError as error:
             raise self._refusal(self._root, "is nested too deeply, or holds itself", "flatten it") from error
         except Exception as error:  # Serializers and properties of users run here.
-            path, culprit = self._format.culprit(value)
+            path, culprit = self._format.culprit(value, hook)
             said = f"{short_name(type(culprit))} cannot be encoded ({first_line(error)})"
             advice = self._advice(culprit, self._format.advice)
             raise self._refusal(self._root + path, said, advice) from error
@@ -133,7 +188,24 @@ class Codec:
         return ValueNotCacheableError(f"{path}: {said}; {advice}", path)
 
 
+class WithWindows:
+    """Stands where the codec would in entries of this process that hold skeletons: no value of its own is there."""
+
+    __slots__ = ("codec",)
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+
+    def encode(self, value: Skeleton) -> bytes:
+        return value.encode()
+
+
 # Formats
+
+_FOR_WINDOWS: Final = "place them in a str, or in dicts and lists of plain values"
+
+#: Makes plain text of what no format knows; TypeError where it cannot.
+Hook: typing.TypeAlias = Callable[[Any], str]
 
 
 class _Format(typing.Protocol):
@@ -143,10 +215,16 @@ class _Format(typing.Protocol):
         """The ways to write a value, the best one first."""
         ...
 
-    def dump(self, value: Any, way: bytes) -> bytes: ...
+    def dump(self, value: Any, way: bytes, hook: Hook) -> bytes: ...
     def load(self, data: bytes, /) -> Any: ...
 
-    def culprit(self, value: Any) -> tuple[str, object]:
+    def tree(self, data: bytes) -> tuple[bytes, Any]:
+        """What was dumped, as plain data, and what `of_tree` makes the same of it by."""
+        ...
+
+    def of_tree(self, way: bytes, tree: Any) -> bytes: ...
+
+    def culprit(self, value: Any, hook: Hook) -> tuple[str, object]:
         """The innermost part of a value that cannot be written, and the path to it, if that can be found out."""
         ...
 
@@ -159,29 +237,35 @@ class _MessagePack:
 
     def __init__(self, annotation: object) -> None:
         kind: Any = Any if annotation is NOT_GIVEN else annotation
-        self._encode = msgspec.msgpack.Encoder().encode
-        self.load = msgspec.msgpack.Decoder(kind, ext_hook=_no_extension).decode
+        self._encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
+        self.load = msgspec.msgpack.Decoder(kind, ext_hook=_no_extension, dec_hook=_of_plain_text).decode
 
     def ways(self, value: Any) -> Sequence[bytes]:
         return (b"",)
 
-    def dump(self, value: Any, way: bytes) -> bytes:
-        return self._encode(value)
+    def dump(self, value: Any, way: bytes, hook: Hook) -> bytes:
+        return self._encode(value) if hook is plain else msgspec.msgpack.encode(value, enc_hook=hook)
 
-    def culprit(self, value: Any) -> tuple[str, object]:
+    def tree(self, data: bytes) -> tuple[bytes, Any]:
+        return b"", msgspec.msgpack.decode(data)
+
+    def of_tree(self, way: bytes, tree: Any) -> bytes:
+        return self._encode(tree)
+
+    def culprit(self, value: Any, hook: Hook) -> tuple[str, object]:
         trail: Trail = None
         for _ in range(64):  # A value may hold itself.
             for prefix, key, part in parts(value):
-                if not self._writes(part):
+                if not self._writes(part, hook):
                     trail, value = (trail, prefix, key), part
                     break
             else:
                 break
         return render(trail), value
 
-    def _writes(self, value: Any) -> bool:
+    def _writes(self, value: Any, hook: Hook) -> bool:
         try:
-            self._encode(value)
+            self.dump(value, b"", hook)
         except (TypeError, ValueError, ArithmeticError, AttributeError, RecursionError, msgspec.MsgspecError):
             return False
         return True
@@ -196,6 +280,13 @@ class _MessagePack:
 
 def _no_extension(code: int, data: memoryview) -> NoReturn:
     raise ValueError("an extension type")
+
+
+def _of_plain_text(kind: type, text: object) -> Any:
+    """A value of a type that stands for itself as plain text: markupsafe's Markup."""
+    if not isinstance(text, str):
+        raise TypeError(f"{short_name(type(text))} instead of text")
+    return kind(text)
 
 
 class _Json:
@@ -222,7 +313,7 @@ class _Json:
         renewed = any(_made_anew(model.__class__) - model.__pydantic_fields_set__ for model in _models(value))
         return (b"f", b"a") if renewed else (b"n", b"f", b"a")
 
-    def dump(self, value: Any, way: bytes) -> bytes:
+    def dump(self, value: Any, way: bytes, hook: Hook) -> bytes:
         # No warnings: the comparison that follows finds more than they say, and where.
         unset, alias = way != b"f", way == b"a"
         text: bytes = self._adapter.dump_json(
@@ -232,7 +323,18 @@ class _Json:
             text = msgspec.msgpack.encode((text, [sorted(model.__pydantic_fields_set__) for model in _models(value)]))
         return way + text
 
-    def culprit(self, value: Any) -> tuple[str, object]:
+    def tree(self, data: bytes) -> tuple[bytes, Any]:
+        way, text = data[:1], data[1:]
+        if way != b"f":
+            return way, msgspec.json.decode(text)
+        text, sets = self._sets.decode(text)
+        return way + msgspec.msgpack.encode(sets), msgspec.json.decode(text)
+
+    def of_tree(self, way: bytes, tree: Any) -> bytes:
+        text, way, sets = msgspec.json.encode(tree, enc_hook=plain), way[:1], way[1:]
+        return way + (msgspec.msgpack.encode((text, msgspec.msgpack.decode(sets))) if sets else text)
+
+    def culprit(self, value: Any, hook: Hook) -> tuple[str, object]:
         return "", value
 
     def load(self, data: bytes) -> Any:
@@ -421,7 +523,7 @@ def _customs(info: Any, seen: dict[int, object]) -> Iterator[type]:
         return
     seen[id(info)] = info
     if isinstance(info, msgspec.inspect.CustomType):
-        if info.cls is not object:
+        if info.cls is not object and not is_markup_type(info.cls):
             yield info.cls
     elif isinstance(info, msgspec.inspect.RawType):
         yield msgspec.Raw

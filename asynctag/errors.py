@@ -8,6 +8,7 @@ AsynctagError
 │   └── TagTooLongError     a tag above 1 KiB
 ├── InvalidKeyError         a key that is empty, not a string, too long
 ├── UnstableArgumentError   an argument that has no stable key
+├── WindowError             a window placed where it cannot stand, or what cannot stand where it was placed
 ├── ValueNotCacheableError  a value that would not come back the same
 ├── CorruptEntryError       bytes in a backend that are not an entry of ours (always a miss, never seen by callers)
 ├── BackendError            the backend did not answer, or not as it should
@@ -59,6 +60,10 @@ class ValueNotCacheableError(AsynctagError, TypeError):
     def __init__(self, message: str, path: str = "") -> None:
         super().__init__(message)
         self.path = path
+
+
+class WindowError(AsynctagError):
+    """A window that cannot be where it is: awaited in what is cached, put into text outside of it, cut, or not text."""
 
 
 class CorruptEntryError(AsynctagError):

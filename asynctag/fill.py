@@ -11,16 +11,19 @@ from anyio import move_on_after, sleep
 
 from asynctag.backends.base import OF_NO_EPOCH, Backend, Cause, Entry, Miss, Reading, Stamp, Written
 from asynctag.background import Background
-from asynctag.codec import Codec, Kept
-from asynctag.errors import BackendError, ConfigurationError, CorruptEntryError
+from asynctag.codec import Codec, Kept, WithWindows
+from asynctag.errors import BackendError, ConfigurationError, CorruptEntryError, ValueNotCacheableError
 from asynctag.expiry import Expiry, renews_early
 from asynctag.flight import Fate, Flight, Flights, Turn
 from asynctag.leased import FIRST_LOOK, LAST_LOOK, Held, check_verdict
 from asynctag.names import NOBODYS
 from asynctag.outage import outage_of
 from asynctag.pending import Invalidator
-from asynctag.scope import Scope, current_scope, leave_scope, live_scope
+from asynctag.placeholders import places_here
+from asynctag.scope import Scope, current_scope, gathering_scope, leave_scope, live_scope
+from asynctag.skeleton import Skeleton
 from asynctag.thaw import ATOMS
+from asynctag.windows import Window, Windows
 
 logger = logging.getLogger("asynctag")
 
@@ -97,10 +100,13 @@ if hasattr(os, "register_at_fork"):
 
 
 class Filler:
-    """Obtains values on one backend."""
+    """Obtains values on one backend. `windows` are those that its cache has defined, by their names in entries."""
 
-    def __init__(self, backend: Backend, background: Background, max_ttl: float) -> None:
+    def __init__(
+        self, backend: Backend, background: Background, max_ttl: float, windows: dict[str, Window[..., Any]]
+    ) -> None:
         self.backend = backend
+        self.windows = Windows(backend, windows)
         self.flights = _flights.setdefault(backend, Flights())
         self.background = background
         self.invalidator = Invalidator(backend, background, self.flights)
@@ -246,15 +252,19 @@ class Filler:
             raise
         entry = reading.entry if reading is not None and not reading.stale else None
         if entry is not None and backend.clock() < entry.renew_from:
-            value = load(entry, codec)
+            value = self.load(entry, codec)
             if value is not MISSING:
                 if parent is not None:
                     parent.absorb(entry, backend)
-                return value
+                return value if type(value) is not Skeleton else await self.hand_out(value)
         return await self.obtain(make_job(key, args, kwargs), Looked(came, landings, reading))
 
     async def obtain(self, job: Job, looked: Looked | None = None) -> Any:
         """The value of `job`: a hit, what a flight brought, or what its computation returns."""
+        value = await self._obtain(job, looked)
+        return value if type(value) is not Skeleton else await self.hand_out(value)
+
+    async def _obtain(self, job: Job, looked: Looked | None) -> Any:
         parent = live_scope()
         try:
             found = await self.find(job, parent, looked)
@@ -419,7 +429,7 @@ class Filler:
             return MISSING
         if not may_serve_held(reading, self.backend.clock()):
             return MISSING
-        value = load(reading.entry, job.codec)
+        value = self.load(reading.entry, job.codec)
         if value is not MISSING and parent is not None:
             parent.absorb(reading.entry, self.backend, stale=True)
         return value
@@ -461,7 +471,7 @@ class Filler:
         """
         parent, numbered = live_scope(), True
         if parent is not None and parent.transaction is not None:  # as of the transaction, and stored at its end
-            return await self.compute(job, await parent.transaction.reading(self), None, parent)
+            return await self._finish(await self.compute(job, await parent.transaction.reading(self), None, parent))
         try:
             await self.backend.invalidate([NOBODYS])
         except BackendError as error:
@@ -470,10 +480,11 @@ class Filler:
         flight = self.flights.lead_unless_open(job.key, self.backend.clock())
         try:
             reading = await self.read(job.key) if numbered else None
-            return await self.compute(job, reading, flight, parent)
+            value = await self.compute(job, reading, flight, parent)
         finally:
             if flight is not None:
                 self.flights.land(flight, Fate.CANCELLED)
+        return await self._finish(value)
 
     async def _wait(self, job: Job, flight: Flight, inside: tuple[Flight, ...], parent: Scope | None) -> bool:
         try:
@@ -498,7 +509,7 @@ class Filler:
             if flight.error is not None:
                 raise flight.error.with_traceback(flight.traceback)
             return ABSENT if job.may_be_absent else MISSING
-        value = load(flight.entry, job.codec)
+        value = self.load(flight.entry, job.codec)
         if value is not MISSING and parent is not None:
             parent.absorb(flight.entry, self.backend, stale=flight.stale)
         return value
@@ -520,10 +531,45 @@ class Filler:
             due = now >= entry.renew_from and renews_early(now, entry.renew_from, entry.fresh_until)
         if due and not self._renew(job, now):
             return MISSING
-        value = load(entry, job.codec)
+        value = self.load(entry, job.codec)
         if value is not MISSING and parent is not None:
             parent.absorb(entry, self.backend, stale=reading.stale)
         return value
+
+    def load(self, entry: Entry, codec: Codec) -> Any:
+        """As `load`, and MISSING too for a skeleton with windows that this process does not have."""
+        value = load(entry, codec)
+        if type(value) is Skeleton and entry.codec is None:
+            try:
+                self.windows.check(value.places)
+            except CorruptEntryError as error:
+                logger.warning("%s is taken for a miss: %s", entry.key, error)
+                return MISSING
+        return value
+
+    # --- values with windows -------------------------------------------------------------------------
+
+    async def hand_out(self, skeleton: Skeleton) -> Any:
+        """The value for whoever asked: with placeholders for a computation, and filled for everybody else."""
+        scope = gathering_scope()
+        if scope is not None:
+            return skeleton.placed(places_here(scope))
+        return skeleton.filled(await self.windows.fill(skeleton.places))
+
+    async def _finish(self, value: Any) -> Any:
+        return value if type(value) is not Skeleton else await self.hand_out(value)
+
+    def cut_out(self, codec: Codec, value: Any, scope: Scope | None, *, stored: bool = True) -> Any:
+        """What was computed in `scope`: as a skeleton where windows were placed in it."""
+        places = scope.root.places if scope is not None else None
+        if scope is None or places is None:
+            return value
+        try:
+            return codec.skeleton(value, places) or value
+        except ValueNotCacheableError:
+            if stored and not scope.no_store:
+                raise
+            return value
 
     def _renew(self, job: Job, now: float) -> bool:
         """Whether `job` is being renewed, or is from now on, by somebody whom the caller need not wait for."""
@@ -567,6 +613,7 @@ class Filler:
         try:
             try:
                 value = await job.compute()
+                kept = self.cut_out(job.codec, value, scope)
             except Exception as error:
                 if not renewing and scope.transaction is None:
                     value = await self._fallback(job, flight, parent, error)
@@ -578,8 +625,8 @@ class Filler:
             finally:
                 scope.closed = True
                 leave_scope(token)
-            await self.store(job, value, reading, flight, scope, started)
-            return value
+            await self.store(job, kept, reading, flight, scope, started)
+            return kept if gathering_scope() is None else value
         finally:
             scope.hand_up()
 
@@ -588,10 +635,12 @@ class Filler:
         scope = self.open_scope(job, live_scope(), (), renewing=False)
         token = current_scope.set(scope)
         try:
-            return await job.compute()
+            value = await job.compute()
+            kept = self.cut_out(job.codec, value, scope, stored=False)
         finally:
             leave_scope(token)
             scope.hand_up()
+        return await self._finish(kept if gathering_scope() is None else value)
 
     def _land_failed(self, flight: Flight, scope: Scope, error: Exception) -> None:
         fate = Fate.UNSHARED if scope.no_store else Fate.FAILED
@@ -667,7 +716,7 @@ class Filler:
         """`value` as the backend keeps it, proven to come back the same."""
         if self.backend.in_process:
             return codec.keep(value)
-        data = codec.encode(value)
+        data = codec.encode(value) if type(value) is not Skeleton else value.encode()
         return Kept(data, codec.decode, len(data))
 
     def lasting(self, key: str, value: Any, codec: Codec, tags: Iterable[str], reading: Reading | None) -> Entry:
@@ -684,7 +733,8 @@ class Filler:
             stamp = min(stamp, stale) if stale.epoch == stamp.epoch else OF_NO_EPOCH
         now = self.backend.clock()
         times = job.expiry.times(now, now - started, scope.fresh_until, scope.expires)
-        return Entry(job.key, kept.body, kept.thaw, job.codec, kept.size, _in_order(scope.tags), stamp, *times)
+        codec: Any = job.codec if type(kept.body) is not Skeleton else job.codec.with_windows
+        return Entry(job.key, kept.body, kept.thaw, codec, kept.size, _in_order(scope.tags), stamp, *times)
 
     async def _fallback(self, job: Job, flight: Flight | None, parent: Scope | None, error: Exception) -> Any:
         """The stale value to serve instead of `error`, read again so that the journal has its say."""
@@ -693,7 +743,7 @@ class Filler:
         reading = await self.read(job.key)
         if reading is None or reading.entry is None:
             return MISSING
-        value = load(reading.entry, job.codec)
+        value = self.load(reading.entry, job.codec)
         if value is MISSING:
             return MISSING
         logger.warning("%s failed: serving what was cached before", job.name, exc_info=error)
@@ -711,6 +761,14 @@ class Filler:
         build: Callable[[list[str]], Awaitable[Mapping[str, Any]]],
     ) -> dict[str, Any]:
         """The values of `jobs`; `build` gets the names that miss, at once, and may leave some out."""
+        found = await self._obtain_many(jobs, build)
+        return {name: await self._finish(value) for name, value in found.items()}
+
+    async def _obtain_many(
+        self,
+        jobs: Mapping[str, Job],
+        build: Callable[[list[str]], Awaitable[Mapping[str, Any]]],
+    ) -> dict[str, Any]:
         parent = live_scope()
         if parent is not None and parent.transaction is not None:
             return await self._obtain_many_alone(jobs, build, parent)
@@ -828,6 +886,7 @@ class Filler:
         try:
             try:
                 built = check_built(await build(names), names)
+                kept = {name: self.cut_out(jobs[name].codec, value, scope) for name, value in built.items()}
             except Exception as error:
                 for flight in led.values():
                     self._land_failed(flight, scope, error)
@@ -835,11 +894,11 @@ class Filler:
             finally:
                 scope.closed = True
                 leave_scope(token)
-            await self._store_parts(jobs, built, readings, led, scope, started)
+            await self._store_parts(jobs, kept, readings, led, scope, started)
             for name, flight in led.items():
                 if name not in built:
                     self.flights.land(flight, Fate.ABSENT)
-            return dict(built)
+            return kept if gathering_scope() is None else dict(built)
         finally:
             scope.hand_up()
 
@@ -949,9 +1008,9 @@ def _in_order(tags: Iterable[str]) -> tuple[str, ...]:
 
 def load(entry: Entry, codec: Codec) -> Any:
     """The value of `entry` as the type of `codec`, or MISSING where it is not of that type."""
-    its_codec: Codec | None = entry.codec
+    its_codec: Codec | WithWindows | None = entry.codec
     try:
-        if its_codec is codec:
+        if its_codec is codec or (type(its_codec) is WithWindows and its_codec.codec is codec):
             return entry.load()
         if its_codec is None:  # bytes, from outside this process
             decoded = entry.decoded

@@ -19,6 +19,7 @@ from asynctag.tags import check_tag
 
 if TYPE_CHECKING:
     from asynctag.flight import Flight
+    from asynctag.placeholders import Places
     from asynctag.transaction import Block
 
 logger = logging.getLogger("asynctag")
@@ -34,7 +35,8 @@ class Scope:
 
     `fresh_until` and `expires` are the soonest ends of what was used (on the backend's clock), and
     `stale_stamp` is the oldest stamp among what was used although stale. `transaction` is the innermost block that it
-    runs in. Where a block runs outside of its computations, a closed scope stands for it.
+    runs in. Where a block runs outside of its computations, a closed scope stands for it. A response's scope fills the
+    windows that are placed within it; in one that is not to be stored they may be awaited too.
     """
 
     __slots__ = (
@@ -45,10 +47,13 @@ class Scope:
         "expires",
         "flights",
         "fresh_until",
+        "is_response",
+        "may_await",
         "name",
         "namespace",
         "no_store",
         "parent",
+        "places",
         "renewing",
         "stale_stamp",
         "tags",
@@ -76,9 +81,21 @@ class Scope:
         self.stale_stamp: Stamp | None = None
         self.no_store = False
         self.closed = False
+        self.is_response = False
+        self.may_await = False
+        #: The windows that were placed, in the root.
+        self.places: Places | None = None
         self.flights: tuple[Flight, ...] = ()
         self._said = False
         self._lock = threading.RLock()
+
+    @property
+    def root(self) -> "Scope":
+        """The outermost computation around this one, or the response that it is for: there windows are filled."""
+        scope = self
+        while scope.parent is not None and not scope.is_response:
+            scope = scope.parent
+        return scope
 
     def absorb(self, entry: Entry, backend: Backend | None, *, stale: bool = False) -> None:
         """Take up the tags and the remaining time of an entry that the computation used."""

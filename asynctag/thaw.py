@@ -48,7 +48,7 @@ ATOMS: frozenset[type] = frozenset(
         decimal.Decimal, fractions.Fraction, uuid.UUID, re.Pattern, msgspec.UnsetType,
     }
 )  # fmt: skip
-_ATOM_MODULES = frozenset({"ipaddress", "pathlib", "pathlib._local", "zoneinfo"})
+_ATOM_MODULES = frozenset({"ipaddress", "markupsafe", "pathlib", "pathlib._local", "zoneinfo"})
 _HEAP_TYPE = 1 << 9
 _MODEL_SLOTS = {"__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"}
 

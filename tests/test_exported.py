@@ -30,6 +30,8 @@ NAMES = [
     "ValueNotCacheableError",
     "Wait",
     "WhileLeased",
+    "Window",
+    "WindowError",
     "add_tags",
     "no_store",
     "tag",
@@ -90,6 +92,7 @@ def test_what_the_cache_offers() -> None:
         "set",
         "sync",
         "transaction",
+        "window",
     ]
     assert all(getattr(asynctag.Cache, name).__doc__ for name in methods)
     offered = sorted(name for name in vars(asynctag.Cached) if not name.startswith("_"))

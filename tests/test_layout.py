@@ -13,13 +13,14 @@ PACKAGE = Path(__file__).parent.parent / "asynctag"
 #: From the ground up. A module imports from its own layer and from those below it, never from one above.
 LAYERS = [
     {"errors"},
-    {"names", "signatures", "stable", "same", "tags", "keys", "thaw", "codec", "expiry", "backends.base"},
-    {"scope", "explain"},
+    {"names", "signatures", "functions", "stable", "tags", "keys", "thaw", "expiry", "backends.base", "scope"},
+    {"placeholders", "same", "skeleton", "codec"},
+    {"windows", "explain"},
     {"background", "flight", "lag", "leased", "outage", "pending", "fill"},
     {"transaction"},
     {"sync"},
     {"cached"},
-    {"cache", "windows"},
+    {"cache"},
     {"backends", "http"},
     {"testing"},
     {"integrations"},

@@ -10,9 +10,9 @@ from starlette.background import BackgroundTask
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 
-from asynctag.cached import resolve_annotations
 from asynctag.errors import ConfigurationError, InvalidTagError
 from asynctag.expiry import Seconds, fraction, seconds
+from asynctag.functions import resolve_annotations
 from asynctag.http.asgi import Receive, Send
 from asynctag.http.exchange import Exchange, exchange_here
 from asynctag.http.rules import Policy

@@ -1,0 +1,316 @@
+"""What stands for a window while a value is computed, and how it is found again in what was made of it.
+
+A placeholder is text: a number that nobody can guess, made anew for each computation, that goes through f-strings,
+`join`, `%`, templates and serializers as any text does. It is known to this process alone, for as long as the
+computation lasts: what is stored are the segments between the placeholders, and beside them which window stands where.
+
+In the middle of the number stands an `&`. What escapes the text escapes that too, so that it tells how the text that
+the window gives has to be escaped to stand there: as HTML (`&amp;`), as a part of a URL (`%26`), as a string in a
+script (`\\u0026`).
+"""
+
+import html
+import re
+import secrets
+import threading
+import urllib.parse
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Final, Generic, NamedTuple, NoReturn, SupportsIndex, TypeVar
+
+import msgspec
+
+from asynctag.errors import WindowError
+from asynctag.scope import Scope
+
+R = TypeVar("R")
+
+#: So many digits stand on each side, and so many of them are enough to know that a placeholder was there.
+_SIDE, _ENOUGH = 18, 10
+
+#: So many windows may stand in one value.
+MAX_PLACES = 10**6
+
+#: As the text was placed: as it is, or by something that asked for HTML (`__html__`).
+_AS_IS, _AS_HTML = "1", "2"
+
+#: What follows the first side: the `&`, as often escaped as it was, how it was placed, a number, the other side.
+_REST = re.compile(rf"(&(?:amp;|AMP;|#38;|#x26;)*|\\u0026|%26)([{_AS_IS}{_AS_HTML}])([0-9]{{6}})([0-9]{{{_SIDE}}})")
+_REST_OF_BYTES = re.compile(_REST.pattern.encode())
+
+#: A placeholder is no longer than that in a body, escaped or not, with the quotes around it.
+LONGEST = 2 * _SIDE + 64
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A window where it stands in a value: the name that it is registered under, and its parameters (MessagePack).
+
+    `how` its text gets there are steps, by the letters of `STEPS`, in their order. Without any, what it returns stands
+    there as it is.
+    """
+
+    name: str
+    params: bytes
+    how: str = ""
+
+    @property
+    def window(self) -> str:
+        """The window's name as its users know it."""
+        return self.name.partition("|")[2]
+
+
+class Segments(NamedTuple):
+    """Text, and the windows between its parts: there is one part more than there are windows."""
+
+    parts: tuple[Any, ...]
+    places: tuple[Place, ...]
+
+
+class Placeholder(str, Generic[R]):
+    """Stands for a window in a value that is being computed. Made by calling the window."""
+
+    __slots__ = ("call", "places")
+
+    places: "Places"
+    #: Calls the window, where it may be awaited too.
+    call: "Callable[[], Generator[Any, Any, R]] | None"
+
+    def __await__(self) -> Generator[Any, Any, R]:
+        if self.call is None:
+            window = self.places.find(self).window
+            raise WindowError(
+                f"{window} is awaited inside {self.places.name}: what it returns would be cached for everybody. "
+                f"Place it, as text or as a value: it is filled afresh on every serve"
+            )
+        return self.call()
+
+    def __html__(self) -> str:
+        return self.places.as_html(self)
+
+    def __getitem__(self, key: SupportsIndex | slice) -> NoReturn:
+        window = self.places.find(self).window
+        raise WindowError(
+            f"the placeholder of {window} was cut, by [{key!r}]: what the window returns is not there yet. Cut it "
+            f"inside the window"
+        )
+
+    def replace(self, old: str, new: str, count: SupportsIndex = -1) -> str:
+        if old == "&" and new.startswith("&"):  # as `html.escape` begins
+            return str(self).replace(old, new, count)
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise WindowError("a window's placeholder cannot be pickled: it is known to one computation alone")
+
+
+class Places:
+    """The windows that were placed in one computation and those within it, by the texts that stand for them.
+
+    Safe for any number of threads.
+    """
+
+    __slots__ = ("_after", "_before", "_lock", "_placed", "name")
+
+    def __init__(self, name: str) -> None:
+        #: What is computed, for errors.
+        self.name = name
+        self._before = f"{secrets.randbelow(9) + 1}{_digits(_SIDE - 1)}"
+        self._after = _digits(_SIDE)
+        self._placed: list[Place] = []
+        self._lock = threading.Lock()
+
+    def place(self, place: Place, call: "Callable[[], Generator[Any, Any, R]] | None" = None) -> Placeholder[R]:
+        """What stands for a window. It is awaited by `call`, if it may be."""
+        placeholder: Placeholder[R] = Placeholder(self.text_of(place))
+        placeholder.places, placeholder.call = self, call
+        return placeholder
+
+    def text_of(self, place: Place) -> str:
+        """What stands for a window, as plain text."""
+        with self._lock:
+            number = len(self._placed)
+            if number == MAX_PLACES:
+                raise WindowError(f"{self.name} places {MAX_PLACES} windows: are they placed in a loop without an end?")
+            self._placed.append(place)
+        return f"{self._before}&{_AS_IS}{number:06d}{self._after}"
+
+    def find(self, placeholder: str) -> Place:
+        """The window that `placeholder` stands for."""
+        return self._placed[int(str(placeholder)[_SIDE + 2 : -_SIDE])]
+
+    def as_html(self, placeholder: str) -> str:
+        text, at = str(placeholder), _SIDE + 1
+        return f"{text[:at]}{_AS_HTML}{text[at + 1 :]}"
+
+    def plain(self, value: object) -> str:
+        """A placeholder of this computation as plain text; TypeError for everything else."""
+        if isinstance(value, Placeholder) and value.places is self:
+            return str(value)
+        return plain(value)
+
+    def stands_in(self, text: str | bytes) -> bool:
+        """Whether a placeholder, or what may be a part of one, stands in `text`."""
+        if isinstance(text, str):
+            return self._before[:_ENOUGH] in text or self._after[-_ENOUGH:] in text
+        return self._before[:_ENOUGH].encode() in text or self._after[-_ENOUGH:].encode() in text
+
+    def unfinished(self, data: bytes) -> int:
+        """How many bytes at the end of `data` may be the beginning of a placeholder, with what stands before it."""
+        before = self._before.encode()
+        start = data.rfind(before, max(0, len(data) - LONGEST))
+        if start >= 0:
+            found = _REST_OF_BYTES.match(data, start + _SIDE)
+            if found is None or found.end() == len(data):  # a quote may follow
+                return len(data) - max(0, start - 2)
+        for length in range(min(_SIDE - 1, len(data)), 0, -1):
+            if data.endswith(before[:length]):
+                return min(len(data), length + 2)
+        return min(len(data), 2)
+
+    def split(self, text: Any, where: Callable[[], str], *, json: bool = False) -> Segments | None:
+        """`text` (`str` or `bytes`) as it is stored, if a window stands in it.
+
+        In `json` a string that is a placeholder and nothing else stands for any value. Raises `WindowError` where a
+        placeholder was cut or changed; `where` says in what.
+        """
+        if not self.stands_in(text):
+            return None
+        is_text = isinstance(text, str)
+        before, quote, slash = (self._before, '"', "\\") if is_text else (self._before.encode(), b'"', b"\\")
+        rest: re.Pattern[Any] = _REST if is_text else _REST_OF_BYTES
+        parts: list[Any] = []
+        places: list[Place] = []
+        done = 0
+        start = text.find(before)
+        while start >= 0:
+            found = rest.match(text, start + _SIDE)
+            end = start + _SIDE
+            if found is not None and _text(found[4]) == self._after:
+                end = found.end()
+                quotes = (
+                    text[start - 1 : start] == quote == text[end : end + 1] and text[start - 2 : start - 1] != slash
+                )
+                place, takes_quotes = self._placed_as(found, json=json, quotes=quotes)
+                parts.append(text[done : start - takes_quotes])
+                places.append(place)
+                done = end + takes_quotes
+            start = text.find(before, end)
+        parts.append(text[done:])
+        self._refuse_rest(parts, where)
+        return Segments(tuple(parts), tuple(places))
+
+    def _placed_as(self, found: "re.Match[Any]", *, json: bool, quotes: bool) -> tuple[Place, bool]:
+        """The window of a placeholder that was found, and whether it takes the place of the quotes around it too."""
+        escaped, way, number, _ = (_text(one) for one in found.groups())
+        if int(number) >= len(self._placed):
+            raise WindowError(f"a placeholder in {self.name} was changed: there is none of the number {number}")
+        place = self._placed[int(number)]
+        how = place.how + ("h" if way == _AS_HTML else "")
+        in_script = escaped == "\\u0026"
+        if quotes and not how and (in_script or (json and escaped == "&")):
+            return Place(place.name, place.params, "V" if in_script else "v"), True
+        if in_script:
+            how += "s"
+        elif escaped == "%26":
+            how += "u"
+        else:
+            how += "e" * escaped.count(";") + ("j" if json else "")
+        return Place(place.name, place.params, how), False
+
+    def _refuse_rest(self, parts: Sequence[str | bytes], where: Callable[[], str]) -> None:
+        for part in parts:
+            if self.stands_in(part):
+                text = _text(part)
+                starts = (text.find(self._before[:_ENOUGH]), text.find(self._after[-_ENOUGH:]))
+                at = min(one for one in starts if one >= 0)
+                near = text[max(0, at - 30) : at] + "..." + text[at + _ENOUGH : at + _ENOUGH + 60]
+                raise WindowError(
+                    f"{where()}: the placeholder of a window was cut or changed, near {near!r}. What the window "
+                    f"returns is not there yet when {self.name} is computed: cut or change it inside the window"
+                )
+
+
+def places_here(scope: Scope) -> Places:
+    """Where what is placed in `scope` is kept until the outermost computation around it, or its response, is done."""
+    root = scope.root
+    if root.places is None:
+        root.places = Places(root.name)
+    return root.places
+
+
+def plain(value: object) -> str:
+    """Text of a type that stands for itself as plain text; TypeError for everything else."""
+    if isinstance(value, Placeholder):
+        raise WindowError(
+            f"a placeholder of {value.places.find(value).window} was kept from {value.places.name}: place the "
+            f"window anew in each computation"
+        )
+    if is_markup_type(type(value)):
+        return str(value)
+    raise TypeError(f"Encoding objects of type {type(value).__name__} is unsupported")
+
+
+def is_markup_type(kind: type) -> bool:
+    """Whether it is markupsafe's, for text that is HTML already."""
+    return kind.__name__ == "Markup" and kind.__module__ == "markupsafe"
+
+
+def _digits(count: int) -> str:
+    return f"{secrets.randbelow(10**count):0{count}d}"
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
+# --- how what a window returns gets into the text ------------------------------------------------------
+
+_HTML_SAFE: Final = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"})
+
+
+def _as_json(value: Any) -> str:
+    return msgspec.json.encode(value, enc_hook=plain).decode()
+
+
+def _in_json(text: str) -> str:
+    return _as_json(str(text))[1:-1]
+
+
+def _as_markup(value: Any) -> str:
+    return str(value.__html__()) if hasattr(value, "__html__") else html.escape(_as_text(value))
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return str(value)
+    if hasattr(value, "__html__"):
+        return str(value.__html__())
+    raise TypeError(f"{value!r} stands where text does: return str")
+
+
+#: What is done to what a window returned, by letter.
+STEPS: Final[Mapping[str, Callable[[Any], str]]] = {
+    "h": _as_markup,  # as HTML, escaped unless it is that already
+    "e": lambda value: html.escape(_as_text(value)),
+    "u": lambda value: urllib.parse.quote(_as_text(value), safe=""),
+    "j": lambda value: _in_json(_as_text(value)),  # within a string of JSON
+    "s": lambda value: _in_json(_as_text(value)).translate(_HTML_SAFE),  # the same, in a script
+    "v": _as_json,  # instead of a string of JSON
+    "V": lambda value: _as_json(value).translate(_HTML_SAFE),
+}
+
+
+def as_text(value: Any, place: Place) -> str:
+    """What a window returned, as it stands in text. Raises `WindowError` where it cannot."""
+    try:
+        for step in place.how:
+            value = STEPS[step](value)
+        return _as_text(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise WindowError(f"{place.window} returned what cannot stand where it was placed: {error}") from error
+
+
+def as_bytes(value: Any, place: Place, charset: str = "utf-8") -> bytes:
+    """The same in bytes, in which other characters than those of `charset` are replaced."""
+    if not place.how and isinstance(value, bytes):
+        return value
+    return as_text(value, place).encode(charset, "replace")

@@ -139,6 +139,10 @@ class Window(Generic[P, R]):
         arguments = {name: getattr(given, name) for name in given.__struct_fields__}
         return {name: value for name, value in arguments.items() if value is not msgspec.UNSET}
 
+    def check(self, params: bytes) -> None:
+        """Raise `CorruptEntryError` for parameters of a stored value that it cannot be filled with, or not any more."""
+        self.arguments(params)
+
     async def call(self, arguments: Mapping[str, Any]) -> R:
         """Call the function, with what is injected into it."""
         call = cast(Callable[..., Coroutine[Any, Any, R]], self.function)
@@ -201,17 +205,21 @@ class Windows:
 
     def find(self, place: Place) -> tuple[Window[..., Any], dict[str, Any]]:
         """A window and the arguments that it was placed with; `CorruptEntryError` where there is none such."""
+        window = self._window(place)
+        return window, window.arguments(place.params)
+
+    def _window(self, place: Place) -> Window[..., Any]:
         window = self._own.get(place.name)
         if window is None:
             window = next((one[place.name] for one in self._all if place.name in one), None)
             if window is None:
                 raise CorruptEntryError(f"a window that is not defined in this process: {place.window!r}")
-        return window, window.arguments(place.params)
+        return window
 
     def check(self, places: Iterable[Place]) -> None:
-        """Raise `CorruptEntryError` unless all of them can be filled."""
+        """Raise `CorruptEntryError` unless all of them, as they were stored, can be filled."""
         for place in places:
-            self.find(place)
+            self._window(place).check(place.params)
 
     async def fill(self, places: Iterable[Place]) -> dict[tuple[str, bytes], Any]:
         """What the windows return, by names and parameters. They run side by side, each once."""

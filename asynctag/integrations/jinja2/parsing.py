@@ -116,11 +116,10 @@ def lift_windows(body: list[nodes.Node]) -> list[nodes.Node]:
     for node in list(body):
         if isinstance(node, nodes.If) and any(map(_is_of_window, node.body)):
             lifted.append(node)
-            continue
-        for _, field in node.iter_fields():
-            if isinstance(field, list):
-                lifted += lift_windows(field)
-    body[:] = [node for node in body if not any(node is one for one in lifted)]
+            body[:] = [one for one in body if one is not node]
+        elif isinstance(node, nodes.Node):  # an import has names there
+            for _, field in node.iter_fields():
+                lifted += lift_windows(field) if isinstance(field, list) else []
     return lifted
 
 

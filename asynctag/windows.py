@@ -141,10 +141,14 @@ class Window(Generic[P, R]):
         value: R
         if self._inject is None:
             value = await function(**arguments)
-        else:
-            async with self._inject() as injected:
-                value = await function(**arguments, **injected)
-        return value
+            return value
+        async with self._inject() as injected:
+            value = await function(**arguments, **injected)
+            return value
+        raise WindowError(
+            f"{self.name} has raised, and what is injected into it (a dependency with yield) has caught that: let the "
+            f"exception through there, or raise it again"
+        )
 
     def instead_of(self, error: Exception) -> Any:
         """The fallback, which takes the place of a failure."""
@@ -263,9 +267,11 @@ def _injection(function: Callable[..., Any], name: str) -> tuple[frozenset[str],
         found = injector(function)
         if found is not None:
             return found
+    annotations = resolve_annotations(function)
     for parameter in inspect.signature(function).parameters.values():
-        marks = (parameter.default, *getattr(parameter.annotation, "__metadata__", ()))
-        for mark in marks:
+        annotation = annotations.get(parameter.name)
+        annotation = getattr(annotation, "__value__", annotation)  # of a `type` statement
+        for mark in (parameter.default, *getattr(annotation, "__metadata__", ())):
             if type(mark).__module__ == "fastapi.params":
                 raise ConfigurationError(
                     f"{name} declares a dependency of FastAPI ({parameter.name}): import asynctag.integrations.fastapi "
@@ -280,12 +286,13 @@ _Decode: TypeAlias = Callable[[bytes], Any]
 def _parameters(function: Callable[..., Any], name: str, injected: frozenset[str]) -> tuple[inspect.Signature, _Decode]:
     """The signature without what is injected, and what reads the parameters that a window was placed with."""
     signature = inspect.signature(function)
+    for one in signature.parameters.values():
+        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY):
+            raise ConfigurationError(f"{name} takes {one}: name the parameters of a window, which it is given by name")
     kept = [one for one in signature.parameters.values() if one.name not in injected]
     annotations = resolve_annotations(function)
     fields: list[Any] = []
     for one in kept:
-        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY):
-            raise ConfigurationError(f"{name} takes {one}: name the parameters of a window, which are stored by name")
         annotation = annotations.get(one.name, Any)
         if not _is_json_type(annotation):
             raise ConfigurationError(

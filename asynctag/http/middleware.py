@@ -475,6 +475,8 @@ class CacheMiddleware:
             await send(start)
             await send(body)
         else:
+            if "app" not in asgi:  # around the whole application, which has not seen the request
+                asgi = {**asgi, "app": self.app}
             await Serving(self.cache, asgi, send, context).send(start, windows.segments, windows.charset)
 
     def can_fill(self, response: StoredResponse) -> bool:

@@ -155,16 +155,17 @@ class Places:
 
     def unfinished(self, data: bytes) -> int:
         """How many bytes at the end of `data` may be the beginning of a placeholder, with what stands before it."""
-        before = self._before.encode()
+        before, after_last = self._before.encode(), len(data)
         start = data.rfind(before, max(0, len(data) - LONGEST))
         if start >= 0:
             found = _REST_OF_BYTES.match(data, start + _SIDE)
             if found is None or found.end() == len(data):  # a quote may follow
                 return len(data) - max(0, start - 2)
+            after_last = len(data) - found.end()
         for length in range(min(_SIDE - 1, len(data)), 0, -1):
             if data.endswith(before[:length]):
-                return min(len(data), length + 2)
-        return min(len(data), 2)
+                return min(after_last, length + 2)
+        return min(after_last, 2)
 
     def split(self, text: Any, where: Callable[[], str], *, json: bool = False) -> Segments | None:
         """`text` (`str` or `bytes`) as it is stored, if a window stands in it.
@@ -311,6 +312,9 @@ def as_text(value: Any, place: Place) -> str:
 
 def as_bytes(value: Any, place: Place, charset: str = "utf-8") -> bytes:
     """The same in bytes, in which other characters than those of `charset` are replaced."""
-    if not place.how and isinstance(value, bytes):
-        return value
+    if not place.how:
+        if type(value) is str:
+            return value.encode(charset, "replace")
+        if isinstance(value, bytes):
+            return value
     return as_text(value, place).encode(charset, "replace")

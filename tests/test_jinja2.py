@@ -2,8 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,10 @@ from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.templating import Jinja2Templates
 
-import asynctag.http
 from asynctag import Cache, add_tags, no_store
 from asynctag.backends.base import Entry, Written
 from asynctag.backends.memory import MemoryBackend
@@ -44,7 +42,7 @@ from asynctag.errors import (
     UnstableArgumentError,
     WindowError,
 )
-from asynctag.http import CacheMiddleware, cache_response
+from asynctag.http import CacheMiddleware, cache_response, current_request
 from asynctag.integrations.jinja2 import bodies, install
 from asynctag.integrations.jinja2.bodies import Body, BodyWindow
 from asynctag.placeholders import Place
@@ -381,32 +379,73 @@ async def test_where_nothing_is_cached_and_nothing_awaited_it_says_what_to_do(ca
 # --- windows whose bodies stand in templates -----------------------------------------------------------
 
 
-@contextmanager
-def current_request(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[object], None]]:
-    """Says which request is served."""
-    served: list[object] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(asynctag.http, "current_request", lambda: served[-1], raising=False)
-        yield served.append
+def serving(cache: Cache, endpoint: Callable[..., Any]) -> Starlette:
+    """An application of one page."""
+    app = Starlette(routes=[Route("/", endpoint)])
+    app.add_middleware(CacheMiddleware, cache=cache)
+    return app
 
 
 GREETING = (
-    "{% window with currency, n=items|length %}{{ request.user }}: {{ n }} in {{ currency }}{{ sign }}{% endwindow %}"
+    "{% window with currency, n=items|length %}"
+    "{{ request.headers.user }}: {{ n }} in {{ currency }}{{ sign }}{% endwindow %}"
 )
 
 
-async def test_a_body_is_rendered_on_every_serve(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kept", ["the page", "the response", "nothing"])
+async def test_a_body_is_rendered_on_every_serve(site: Site, kept: str) -> None:
     """With the values of the names that it declares, the globals, and the request that is served now."""
-    environment = site.environment({"page.html": "<p>{{ request.user }}</p>" + GREETING})
+    environment = site.environment({"page.html": "<p>{{ request.headers.user }}</p>" + GREETING})
     environment.globals["sign"] = "!"
-    with current_request(monkeypatch) as serve:
-        serve({"user": "Ann"})
-        page = await site.page(environment, request={"user": "<Ann>"}, currency="EUR", items=[1, 2])
-        assert page == "<p>&lt;Ann&gt;</p>Ann: 2 in EUR!"
-        serve({"user": "Bob <&>"})
-        environment.globals["sign"] = "?"
-        page = await site.page(environment, request={"user": "none"}, currency="USD", items=[])
-        assert page == "<p>&lt;Ann&gt;</p>Bob &lt;&amp;&gt;: 2 in EUR?"
+    items = [1, 2]
+
+    async def show(request: Request) -> HTMLResponse:
+        render = site.page if kept == "the page" else site.render
+        return HTMLResponse(await render(environment, "page.html", request=request, currency="EUR", items=items))
+
+    app = serving(site.cache, cache_response(60, public=True)(show) if kept == "the response" else show)
+    call = await ask(app, headers={"user": "<Ann>"})
+    assert call.text == "<p>&lt;Ann&gt;</p>&lt;Ann&gt;: 2 in EUR!"
+    environment.globals["sign"] = "?"
+    items.append(3)
+    call = await ask(app, headers={"user": "Bob"})
+    if kept == "nothing":
+        assert call.text == "<p>Bob</p>Bob: 3 in EUR?"
+    else:
+        assert call.text == "<p>&lt;Ann&gt;</p>Bob: 2 in EUR?"
+    assert call.hit == (kept == "the response")
+    assert call.header("cache-control") == "private, no-store"
+
+
+async def test_a_body_in_a_response_has_what_requests_have(site: Site) -> None:
+    """Routes and query; where it is rendered in place, too, and where a cached function was called."""
+    templates = Jinja2Templates(env=site.environment({"page.html": "{% window %}{{ url_for('home') }}{% endwindow %}"}))
+
+    async def home(request: Request) -> HTMLResponse:
+        return HTMLResponse(await site.page(templates.env, request=None))
+
+    app = Starlette(routes=[Route("/", home, name="home")])
+    app.add_middleware(CacheMiddleware, cache=site.cache)
+    for host in ("one", "two"):
+        assert (await ask(app, host=host)).text == f"http://{host}/"
+
+
+async def test_the_current_request_comes_before_that_of_the_template(site: Site) -> None:
+    """Where a window is rendered in place: the template may have been given another."""
+    environment = site.environment({"page.html": "{% window %}{{ request.headers.user }}{% endwindow %}"})
+    shown: list[str] = []
+
+    @site.cache.window(name="in place")
+    async def in_place() -> str:
+        other = {"headers": {"user": "nobody"}}
+        shown.append(await site.render(environment, "page.html", request=other))
+        return ""
+
+    async def show(request: Request) -> HTMLResponse:
+        return HTMLResponse(f"{in_place()}")
+
+    await ask(serving(site.cache, show), headers={"user": "Ann"})
+    assert shown == ["Ann"]
 
 
 async def test_where_no_request_is_served_there_is_none(site: Site) -> None:
@@ -619,6 +658,24 @@ async def test_a_window_within_a_window_is_filled_with_it(site: Site) -> None:
     assert page == "[&lt;n2(&lt;&amp;)&lt;!]&lt;&lt;&amp;"
 
 
+@pytest.mark.parametrize(("escapes", "text"), [(True, "&lt;b&gt;"), (False, "<b>")])
+async def test_a_window_within_a_window_escapes_as_that_does(site: Site, escapes: bool, text: str) -> None:
+    """What is Markup stays as it is in either."""
+
+    @site.cache.window(name="text")
+    async def of_text() -> str:
+        return "<b>"
+
+    @site.cache.window(name="markup")
+    async def of_markup() -> Markup:
+        return Markup("<b>")
+
+    source = "{% window %}{% window 'text' %}{% window 'markup' %}{% endwindow %}"
+    environment = site.environment({"page.html": source}, autoescape=escapes)
+    for _ in range(2):
+        assert await site.page(environment) == f"{text}<b>"
+
+
 async def test_in_a_body_windows_may_be_awaited_and_called(cache: Cache) -> None:
     """As anywhere in a response; what it reads through the cache does not count for the page."""
     site = Site(cache, True)
@@ -673,11 +730,12 @@ def placed(environment: Environment, template: str = "page.html", **values: Any)
     return stored[0]
 
 
-def check(environment: Environment, body: Any) -> None:
+def check(environment: Environment, body: Any, *, how: str = "check") -> None:
     """Whether a stored body would be served: raises `CorruptEntryError` where the entry is a miss."""
     installed = environment.asynctag
-    params = msgspec.msgpack.encode(body._asdict() if isinstance(body, Body) else body)
-    installed.cache._filling().windows.check([Place(installed.window.key, params)])
+    place = Place(installed.window.key, msgspec.msgpack.encode(body._asdict() if isinstance(body, Body) else body))
+    windows = installed.cache._filling().windows
+    windows.check([place]) if how == "check" else windows.find(place)
 
 
 BODY = "{% window with name %}Hello {{ name }}{% endwindow %}"
@@ -766,8 +824,9 @@ def test_what_was_tampered_with_is_a_miss(cache: Cache, how: str) -> None:
     stored = placed(environment, name="Ann")
     check(environment, stored)
     loaded.clear()
-    with pytest.raises(CorruptEntryError):
-        check(environment, TAMPERED[how](stored._asdict()))
+    for step in ("check", "find"):
+        with pytest.raises(CorruptEntryError):
+            check(environment, TAMPERED[how](stored._asdict()), how=step)
     assert set(loaded) <= {"page.html", "other.html", "none.html", "broken.html", "raises.html"}
 
 
@@ -1075,6 +1134,26 @@ async def test_a_fragment_is_text_as_its_template_is(site: Site) -> None:
         assert page == "<b>&lt;</b><b>&lt;</b><b><</b><B>&LT;</B>"
 
 
+async def test_a_fragment_where_a_variable_says_whether_it_escapes(site: Site) -> None:
+    """Is another for each."""
+    source = "{% autoescape on %}{% cache 60 %}{{ x }}{% endcache %}{% endautoescape %}"
+    environment = site.environment({"page.html": source})
+    for _ in range(2):
+        assert await site.render(environment, "page.html", x="<", on=True) == "&lt;"
+        assert await site.render(environment, "page.html", x="<", on=False) == "<"
+
+
+async def test_a_stale_fragment_is_renewed_by_whoever_renders_it(is_async: bool) -> None:
+    """Never later, by a template whose rendering is over."""
+    clock = FakeClock()
+    site = Site(Cache(MemoryBackend(clock=clock), stale_while_revalidate=60), is_async)
+    environment = site.environment({"page.html": "{% cache 10 %}{{ x }}{% endcache %}"})
+    async with site.cache:
+        assert await site.render(environment, "page.html", x=1) == "1"
+        clock.advance(11)
+        assert await site.render(environment, "page.html", x=2) == "2"
+
+
 async def test_the_time_of_a_fragment(is_async: bool) -> None:
     """By position, by name, or the cache's; a page is no fresher than its fragments."""
     clock = FakeClock()
@@ -1228,7 +1307,7 @@ async def test_a_fragment_in_a_window(site: Site) -> None:
 
 
 async def test_a_fragment_that_another_computes_is_rendered_without_waiting(cache: Cache) -> None:
-    """In the thread of an event loop nothing can wait; the other's is what is stored."""
+    """In the thread of an event loop nothing can wait. It is stored."""
     site = Site(cache, True)
     sources = {"page.html": "{% cache 60 %}{{ x() }}{% endcache %}"}
     waiting, plain = site.environment(sources), Environment(loader=DictLoader(sources))
@@ -1248,9 +1327,10 @@ async def test_a_fragment_that_another_computes_is_rendered_without_waiting(cach
     async with anyio.create_task_group() as group:
         group.start_soon(first)
         await begun.wait()
-        seen.append(plain.get_template("page.html").render(x=lambda: "at once"))
+        for text in ("at once", "not computed again"):
+            seen.append(plain.get_template("page.html").render(x=lambda text=text: text))
         may_end.set()
-    assert seen == ["at once", "slow"]
+    assert seen == ["at once", "at once", "slow"]
 
 
 async def test_worker_threads_wait_for_each_other(cache: Cache) -> None:
@@ -1389,12 +1469,56 @@ async def test_a_template_response_has_the_tags_of_its_fragments(cache: Cache, k
         return show(request)
 
     endpoint = cache_response(60, public=True)(show_async if kind == "async" else show)
-    app = Starlette(routes=[Route("/", endpoint)])
-    app.add_middleware(CacheMiddleware, cache=cache)
-    await ask(app, "/")
-    assert (await ask(app, "/")).hit
+    app = serving(cache, endpoint)
+    await ask(app)
+    assert (await ask(app)).hit
     rows.rows["1"] = "new"
     await cache.invalidate("row:1")
-    answer = await ask(app, "/")
-    assert not answer.hit
-    assert answer.body == b"<i>new</i>"
+    call = await ask(app)
+    assert (call.hit, call.text) == (False, "<i>new</i>")
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+async def test_a_template_response_has_its_windows_filled(cache: Cache, kind: str) -> None:
+    """On the miss and on the hit, for the request that is served; those in fragments with the response."""
+
+    @cache.window(name="badge")
+    async def badge() -> str:
+        return f"<{current_request().headers['user']}>"
+
+    source = (
+        "{% cache 60 %}<p>{% window 'badge' %}</p>{% endcache %}"
+        "{% window with x %}{{ x }}{{ request.headers.user }}{% window 'badge' %}{% endwindow %}"
+    )
+    templates = Jinja2Templates(env=Environment(loader=DictLoader({"page.html": source}), autoescape=True))
+    install(templates.env, cache)
+
+    def show(request: Request) -> Response:
+        return templates.TemplateResponse(request, "page.html", {"x": 1})
+
+    async def show_async(request: Request) -> Response:
+        return show(request)
+
+    app = serving(cache, cache_response(60, public=True)(show_async if kind == "async" else show))
+    for number, user in enumerate(("Ann", "Bob")):
+        call = await ask(app, headers={"user": user})
+        assert call.text == f"<p>&lt;{user}&gt;</p>1{user}&lt;{user}&gt;"
+        assert call.hit == bool(number)
+
+
+async def test_of_a_body_that_fails_the_response_has_the_fallback(site: Site) -> None:
+    """Late ones, too, in a response that streams around them; without one it fails."""
+    sources = {
+        "page.html": "a{% window fallback='<late>', timeout=0.001 %}{{ slow() }}{% endwindow %}b",
+        "bad.html": "a{% window %}{{ 1 // 0 }}{% endwindow %}b",
+    }
+    environment = site.environment(sources)
+    environment.globals["slow"] = anyio.sleep_forever if site.is_async else lambda: 1 // 0
+
+    async def show(request: Request) -> HTMLResponse:
+        return HTMLResponse(await site.render(environment, request.query_params["page"]))
+
+    app = serving(site.cache, cache_response(60, public=True)(show))
+    for _ in range(2):
+        assert (await ask(app, "/?page=page.html")).text == "a&lt;late&gt;b"
+        assert isinstance((await ask(app, "/?page=bad.html")).error, ZeroDivisionError)

@@ -86,9 +86,10 @@ async def test_after_a_deploy_the_page_is_computed_anew(new_cache: Callable[[], 
 async def test_an_edit_in_a_running_process_counts_at_once(cache: Cache) -> None:
     """What is read from a server is held against the template as it is."""
     sources = {"page.html": BODY}
-    templates = Environment(loader=DictLoader(sources))
+    templates = Environment(loader=DictLoader(sources), autoescape=True)
     install(templates, cache)
-    assert await page(cache, templates, name="Ann") == "Hello Ann"
+    for name in ("Ann", "Bob"):
+        assert await page(cache, templates, name=name) == "Hello Ann"
     sources["page.html"] = BODY.replace("Hello", "Bye")
     assert await page(cache, templates, name="Bob") == "Bye Bob"
 
@@ -214,7 +215,9 @@ async def test_a_worker_thread_asks_the_event_loop(cache: Cache, redis_server: S
     assert len(rows.threads) == 2
 
 
-async def test_in_a_worker_thread_a_page_has_the_tags_of_its_fragments(cache: Cache) -> None:
+async def test_in_a_worker_thread_a_page_has_the_tags_of_its_fragments(
+    cache: Cache, new_cache: Callable[[], Cache]
+) -> None:
     """A cached function that renders in a thread; and in a transaction it is stored at the end."""
     rows = Rows()
     template = environment(cache, page=FRAGMENT).get_template("page.html")
@@ -229,7 +232,15 @@ async def test_in_a_worker_thread_a_page_has_the_tags_of_its_fragments(cache: Ca
     assert len(rows.threads) == 2
     await assert_hit(cache, "page")
     await assert_tags(cache, "page", tags={"list", "row:1"})
-    await render()
+    async with cache.transaction():
+        await render()
+    assert len(rows.threads) == 2
+    await cache.lookup("page")
+    async with cache.transaction():
+        await cache.invalidate("another")
+        await new_cache().invalidate("yet another")
+        await new_cache().get_or_set("page", render)
+        await render()
     assert len(rows.threads) == 2
 
 

@@ -19,7 +19,8 @@ from markupsafe import Markup
 
 from asynctag.cache import Cache
 from asynctag.codec import NOT_GIVEN
-from asynctag.errors import AsynctagError, CorruptEntryError, WindowError
+from asynctag.errors import ConfigurationError, CorruptEntryError, WindowError
+from asynctag.http import current_request
 from asynctag.placeholders import as_text
 from asynctag.scope import Scope, current_scope, leave_scope, live_scope
 from asynctag.skeleton import woven
@@ -74,7 +75,7 @@ class BodyWindow(Window[..., Any]):
             fallback: str | None,
             escapes: bool,
         ) -> str:
-            return await self._render(Body(template, digest, values, timeout, fallback, escapes), None)
+            return await self.rendered(Body(template, digest, values, timeout, fallback, escapes))
 
         super().__init__(cache, body, timeout=None, fallback=NOT_GIVEN, name=name)
         self.environment = environment
@@ -128,10 +129,7 @@ class BodyWindow(Window[..., Any]):
 
     # --- rendering it --------------------------------------------------------------------------------
 
-    async def fill(self, arguments: Mapping[str, Any]) -> Any:
-        return await self.fill_body(Body(**arguments))
-
-    async def fill_body(self, body: Body, request: object = None) -> str:
+    async def rendered(self, body: Body, request: object = None) -> str:
         """What is served in its place. `request`: for where there is no current one."""
         try:
             with anyio.fail_after(body.timeout):
@@ -141,7 +139,7 @@ class BodyWindow(Window[..., Any]):
                 raise
             return self._fall_back(body, body.fallback)
 
-    def fill_at_once(self, body: Body, request: object) -> str:
+    def rendered_at_once(self, body: Body, request: object) -> str:
         """The same for a template that is rendered without `await`. Its timeout does not count."""
         try:
             return marked(self.environment.concat(self._find(body)(self._context(body, request))), body.escapes)
@@ -182,20 +180,17 @@ class BodyWindow(Window[..., Any]):
     def _context(self, body: Body, request: object) -> Context:
         """What it is rendered with: the names that it declares, the globals, the request that is served."""
         values = dict(body.values)
-        request = _current_request() or request
+        request = _request_here() or request
         if request is not None:
             values["request"] = request
         return new_context(self.environment, body.template, {}, values, globals=self.environment.globals)
 
 
-def _current_request() -> object:
+def _request_here() -> object:
     """The request that is being served, where there is one."""
-    from asynctag import http
-
-    find: Callable[[], object] | None = getattr(http, "current_request", None)
     try:
-        return find() if find is not None else None
-    except (AsynctagError, LookupError):
+        return current_request()
+    except ConfigurationError:
         return None
 
 

@@ -174,7 +174,7 @@ class CacheExtension(Extension):
             return _placed(window(**body._asdict()), escapes)
         body = Body(**window.arguments(window._encode((), body._asdict())))  # with the same values as from a page
         request = context.get("request")
-        return window.fill_body(body, request) if self.environment.is_async else window.fill_at_once(body, request)
+        return window.rendered(body, request) if self.environment.is_async else window.rendered_at_once(body, request)
 
     def _window_of(self, template: str) -> BodyWindow:
         environment, cache, window = self._installed()

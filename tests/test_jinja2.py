@@ -1310,7 +1310,7 @@ async def test_a_fragment_that_another_computes_is_rendered_without_waiting(cach
     """In the thread of an event loop nothing can wait. It is stored."""
     site = Site(cache, True)
     sources = {"page.html": "{% cache 60 %}{{ x() }}{% endcache %}"}
-    waiting, plain = site.environment(sources), Environment(loader=DictLoader(sources))
+    waiting, plain = site.environment(sources), Environment(loader=DictLoader(sources), autoescape=True)
     install(plain, cache, name="plain")
     begun, may_end = anyio.Event(), anyio.Event()
 
@@ -1327,6 +1327,7 @@ async def test_a_fragment_that_another_computes_is_rendered_without_waiting(cach
     async with anyio.create_task_group() as group:
         group.start_soon(first)
         await begun.wait()
+        assert len(cache._filling().flights._open) == 1
         for text in ("at once", "not computed again"):
             seen.append(plain.get_template("page.html").render(x=lambda text=text: text))
         may_end.set()

@@ -15,6 +15,7 @@ from asynctag.backends.redis import RedisBackend
 from asynctag.integrations.jinja2 import install
 from asynctag.testing import assert_hit, assert_tags
 from tests.redis.servers import Server
+from tests.redis.test_transactions import outside
 from tests.redis.watching import watching
 
 pytestmark = pytest.mark.anyio
@@ -215,9 +216,7 @@ async def test_a_worker_thread_asks_the_event_loop(cache: Cache, redis_server: S
     assert len(rows.threads) == 2
 
 
-async def test_in_a_worker_thread_a_page_has_the_tags_of_its_fragments(
-    cache: Cache, new_cache: Callable[[], Cache]
-) -> None:
+async def test_in_a_worker_thread_a_page_has_the_tags_of_its_fragments(cache: Cache) -> None:
     """A cached function that renders in a thread; and in a transaction it is stored at the end."""
     rows = Rows()
     template = environment(cache, page=FRAGMENT).get_template("page.html")
@@ -232,16 +231,30 @@ async def test_in_a_worker_thread_a_page_has_the_tags_of_its_fragments(
     assert len(rows.threads) == 2
     await assert_hit(cache, "page")
     await assert_tags(cache, "page", tags={"list", "row:1"})
-    async with cache.transaction():
-        await render()
+    await render()
     assert len(rows.threads) == 2
-    await cache.lookup("page")
+
+
+async def test_in_a_transaction_a_worker_thread_is_served_what_agrees_with_it(
+    cache: Cache, new_cache: Callable[[], Cache]
+) -> None:
+    """What another process has stored since it began, if nothing of it has changed: the journal is asked."""
+    rows, other = Rows(), new_cache()
+
+    async def render(cache: Cache) -> str:
+        template = environment(cache, page=FRAGMENT).get_template("page.html")
+        return await anyio.to_thread.run_sync(lambda: template.render(key="1", row=rows))
+
+    await cache.lookup("connected")
     async with cache.transaction():
-        await cache.invalidate("another")
-        await new_cache().invalidate("yet another")
-        await new_cache().get_or_set("page", render)
-        await render()
-    assert len(rows.threads) == 2
+        await outside(other.invalidate, "something else")
+        await outside(render, other)
+        assert await render(cache) == "<i>row 1</i>"
+        assert len(rows.threads) == 1
+        await outside(other.invalidate, "row:1")
+        await outside(render, other)
+        await render(cache)
+        assert len(rows.threads) == 3
 
 
 async def test_worker_threads_wait_for_each_other(cache: Cache) -> None:

@@ -7,7 +7,8 @@ gives, with what was declared for it; whatever else is read from a server is a m
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import PureWindowsPath
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
@@ -50,10 +51,13 @@ class Body(NamedTuple):
 
     @property
     def block(self) -> str:
-        return block_name(self.digest, self.values, self.timeout, self.fallback, escapes=self.escapes)
+        return block_name(self.digest, tuple(self.values), self.timeout, self.fallback, escapes=self.escapes)
 
 
-def block_name(digest: str, names: Iterable[str], timeout: float | None, fallback: str | None, *, escapes: bool) -> str:
+@lru_cache(maxsize=MAX_KEPT, typed=True)
+def block_name(
+    digest: str, names: tuple[str, ...], timeout: float | None, fallback: str | None, *, escapes: bool
+) -> str:
     """The name of the block that a body is compiled as: another for everything else that may be declared with it."""
     return BLOCK + hash_of((digest, sorted(names), timeout, fallback, escapes))
 
@@ -133,7 +137,7 @@ class BodyWindow(Window[..., Any]):
         """What is served in its place. `request`: for where there is no current one."""
         try:
             with anyio.fail_after(body.timeout):
-                return await self._render(body, request)
+                return await self._text(body, request)
         except Exception:
             if body.fallback is None:
                 raise
@@ -152,7 +156,7 @@ class BodyWindow(Window[..., Any]):
         logger.warning("a window of the template %s failed: its fallback is served", body.template, exc_info=True)
         return marked(fallback, body.escapes)
 
-    async def _render(self, body: Body, request: object) -> str:
+    async def _text(self, body: Body, request: object) -> str:
         """The body's text. The windows that are placed in it are filled then; they may be awaited in it, too."""
         scope = Scope(f"a window of the template {body.template}", None, self.cache.namespace, live_scope())
         scope.is_response = scope.may_await = True
@@ -179,10 +183,9 @@ class BodyWindow(Window[..., Any]):
 
     def _context(self, body: Body, request: object) -> Context:
         """What it is rendered with: the names that it declares, the globals, the request that is served."""
-        values = dict(body.values)
-        request = _request_here() or request
-        if request is not None:
-            values["request"] = request
+        values, served = dict(body.values), _request_here()
+        if served is not None or request is not None:
+            values["request"] = request if served is None else served
         return new_context(self.environment, body.template, {}, values, globals=self.environment.globals)
 
 
@@ -211,6 +214,7 @@ def _names(loader: BaseLoader | None, name: str) -> Iterator[str]:
         yield name
 
 
+@lru_cache(maxsize=MAX_KEPT)
 def _is_relative(template: str) -> bool:
     """Whether a name stays below where the templates are, whatever a loader makes of it: it may have been changed."""
     path = PureWindowsPath(template)  # which takes both kinds of slashes

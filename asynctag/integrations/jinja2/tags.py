@@ -145,7 +145,7 @@ class CacheExtension(Extension):
         placed = nodes.Output([self.call_method("_place_body", arguments, lineno=lineno)], lineno=lineno)
         blocks: list[nodes.Node] = []
         for escapes in (False, True):
-            name = block_name(digest, values, timeout, fallbacks[escapes], escapes=escapes)
+            name = block_name(digest, tuple(values), timeout, fallbacks[escapes], escapes=escapes)
             option = nodes.Keyword("autoescape", nodes.Const(escapes))
             # Compiling it changes it: of each a copy.
             inside = nodes.ScopedEvalContextModifier([option], deepcopy(body))

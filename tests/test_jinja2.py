@@ -1,6 +1,7 @@
 """Jinja2: windows and cached fragments in templates, rendered with and without `await`."""
 
 import os
+import random
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -265,7 +266,7 @@ async def test_what_users_write_stays_text(site: Site, text: str, escapes: bool)
     escaped = str(Markup.escape(text)) if escapes else text
     for _ in range(2):
         page = await site.page(environment, text=text)
-        assert page.replace("&#x27;", "&#39;").replace("&quot;", "&#34;") == "|".join([escaped] * 4)
+        assert as_text(page) == "|".join([escaped] * 4)
 
 
 # names
@@ -593,6 +594,33 @@ async def test_a_template_without_a_name_cannot_be_found_again(site: Site) -> No
             await (template.render_async() if site.is_async else anyio.to_thread.run_sync(template.render))
 
 
+async def test_a_template_that_is_included_without_context_is_rendered_anew(site: Site) -> None:
+    """Jinja2 keeps what such a template gives, or one that is imported: not where it has windows or fragments."""
+    site.counter()
+    environment = site.environment(
+        {
+            "page.html": (
+                '{% include "part.html" without context %}{% include "plain.html" without context %}'
+                '{% from "exports.html" import badge, row %}{{ badge }}{{ row }}'
+            ),
+            "part.html": "{% window 'counter' %}{% window %}body{% endwindow %}",
+            "plain.html": "{{ rendered() }}",
+            "exports.html": (
+                "{% set badge %}<i>{% window 'counter' %}</i>{% endset %}"
+                "{% set row %}{% cache 60, tags='row' %}{{ read() }}{% endcache %}{% endset %}"
+            ),
+        }
+    )
+    rendered, read = [], []
+    environment.globals |= {"rendered": lambda: rendered.append(1) or "", "read": lambda: read.append(1) or len(read)}
+    for number in range(1, 4):
+        assert await site.page(environment) == f"n{number}body<i>n{number}</i>{1 if number < 3 else 2}"
+        await site.cache.delete("jinja2/page.html")
+        if number == 2:
+            await site.cache.invalidate("row")
+    assert rendered == [1]
+
+
 # timeout and fallback
 
 
@@ -708,6 +736,85 @@ async def test_a_placeholder_that_was_cut_in_a_body_is_an_error(site: Site) -> N
     environment = site.environment({"page.html": source})
     with pytest.raises(WindowError, match=r"a window of the template page\.html"):
         await site.page(environment)
+
+
+# random templates
+
+
+class Grown:
+    """A random template, and what it is without windows and fragments: the same names, shown in the same places."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.names = 0
+        self.tagged, self.plain = self.several(["title", "n"], 4)
+
+    def several(self, names: list[str], depth: int) -> tuple[str, str]:
+        parts = [self.one(names, depth) for _ in range(self.random.randint(1, 3))]
+        return "".join(one for one, _ in parts), "".join(one for _, one in parts)
+
+    def one(self, names: list[str], depth: int) -> tuple[str, str]:
+        name, fresh = self.random.choice(names), f"v{self.names}"
+        self.names += 1
+        leaves = {
+            "<p>": "<p>",
+            f"{{{{ {name} }}}}": f"{{{{ {name} }}}}",
+            f"{{{{ '<b>' ~ {name} }}}}": f"{{{{ '<b>' ~ {name} }}}}",
+            f"{{% window 'echo', said={name} %}}": f"{{{{ {name} }}}}",
+            f"{{% window %}}{{% window 'echo', 7 %}}{{% endwindow %}}{self.names}": f"7{self.names}",
+        }
+        if depth == 0 or self.random.random() < 0.3:
+            return self.random.choice(list(leaves.items()))
+        inside, plainly = self.several([fresh, *names], depth - 1)
+        alone, plain_alone = self.several([fresh], depth - 1)
+        flag = self.random.choice(["true", "false"])
+        loop = f"{{% for {fresh} in [1, '<{fresh}>'] %}}", "{% endfor %}"
+        escape = f"{{% set {fresh} = 2 %}}{{% autoescape {flag} %}}", "{% endautoescape %}"
+        with_it = f"{{% with {fresh}={name} %}}", "{% endwith %}"
+        return self.random.choice(
+            [
+                (f"{{% window with {fresh}={name} %}}{alone}{{% endwindow %}}", plain_alone.join(with_it)),
+                (
+                    f"{{% window fallback='no' with {fresh}={name} %}}{alone}{{% endwindow %}}",
+                    plain_alone.join(with_it),
+                ),
+                (
+                    f"{with_it[0]}{{% cache vary=[{fresh}, {', '.join(names)}] %}}{inside}{{% endcache %}}{with_it[1]}",
+                    plainly.join(with_it),
+                ),
+                (inside.join(loop), plainly.join(loop)),
+                (inside.join(escape), plainly.join(escape)),
+                (
+                    f"{{% macro m{fresh}({fresh}) %}}{alone}{{% endmacro %}}{{{{ m{fresh}({name}) }}}}",
+                    f"{{% macro m{fresh}({fresh}) %}}{plain_alone}{{% endmacro %}}{{{{ m{fresh}({name}) }}}}",
+                ),
+            ]
+        )
+
+
+@pytest.mark.parametrize("first", range(0, 120, 10))
+async def test_random_templates_are_what_they_are_without_windows(site: Site, first: int) -> None:
+    """On the miss and on the hit, as a fragment's neighbour and within it; and in place, where windows are awaited."""
+
+    @site.cache.window(name="echo")
+    async def echo(said: Any) -> str:
+        return str(said)
+
+    grown = {f"{seed}.html": Grown(seed) for seed in range(first, first + 10)}
+    environment = site.environment({name: one.tagged for name, one in grown.items()}, autoescape=first % 20 == 0)
+    values = {"title": "<i>{{ n }}'\"&amp;", "n": 3}
+    for name, one in grown.items():
+        plain = Environment(autoescape=first % 20 == 0).from_string(one.plain).render(values)
+        shown = [await site.page(environment, name, **values) for _ in range(2)]
+        if site.is_async:
+            shown.append(await site.render(environment, name, **values))
+        for text in shown:
+            assert as_text(text) == as_text(plain), one.tagged
+
+
+def as_text(page: str) -> str:
+    """There are two ways to escape quotes."""
+    return page.replace("&#x27;", "&#39;").replace("&quot;", "&#34;")
 
 
 # --- found again -----------------------------------------------------------------------------------------
@@ -1451,6 +1558,71 @@ async def test_in_a_transaction_a_fragment_is_held_back(site: Site) -> None:
     assert rows.read == ["1", "1"]
     assert await site.render(environment, "page.html", key="1", row=rows) == "<i>one</i>"
     assert rows.read == ["1", "1"]
+
+
+class Elsewhere:
+    """Does things in a task that was begun before, so that it is not in a transaction that the caller is in."""
+
+    def __init__(self) -> None:
+        self._send, self._receive = anyio.create_memory_object_stream[tuple[Callable[[], Any], anyio.Event]]()
+
+    async def __aenter__(self) -> "Elsewhere":
+        self._group = await anyio.create_task_group().__aenter__()
+        self._group.start_soon(self._run)
+        return self
+
+    async def __aexit__(self, *args: Any) -> None:
+        self._send.close()
+        await self._group.__aexit__(*args)
+
+    async def _run(self) -> None:
+        with self._receive:
+            async for work, done in self._receive:
+                await work()
+                done.set()
+
+    async def do(self, work: Callable[[], Any]) -> None:
+        done = anyio.Event()
+        await self._send.send((work, done))
+        await done.wait()
+
+
+async def test_a_window_that_is_filled_in_a_transaction_sees_what_that_sees(site: Site) -> None:
+    """What others have stored since it began, from what has changed, is not for it."""
+    rows = Rows()
+    environment = site.environment({"page.html": "{% window with key %}" + FRAGMENT + "{% endwindow %}"})
+    environment.globals["row"] = rows
+
+    async def show() -> str:
+        return await site.page(environment, key="1")
+
+    async with Elsewhere() as elsewhere:
+        await show()
+        async with site.cache.transaction():
+            rows.rows["1"] = "newer"
+            await elsewhere.do(lambda: site.cache.invalidate("row:1"))
+            await elsewhere.do(show)
+            rows.rows["1"] = "as of the transaction"
+            assert await show() == "<i>as of the transaction</i>"
+        assert await show() == "<i>newer</i>"
+
+
+async def test_while_a_transaction_holds_a_tag_of_it(is_async: bool) -> None:
+    """A fragment that is awaited is what the cache says; one that is not is computed."""
+    site, rows = Site(Cache(default_ttl=60, while_leased="serve_stale"), is_async), Rows()
+    environment = site.environment({"page.html": FRAGMENT})
+    shown: list[str] = []
+
+    async def show() -> None:
+        shown.append(await site.render(environment, "page.html", key="1", row=rows))
+
+    async with Elsewhere() as elsewhere:
+        await show()
+        async with site.cache.transaction():
+            await site.cache.invalidate("row:1")
+            rows.rows["1"] = "new"
+            await elsewhere.do(show)
+    assert shown == ["<i>one</i>", "<i>one</i>" if is_async else "<i>new</i>"]
 
 
 # --- responses -------------------------------------------------------------------------------------------

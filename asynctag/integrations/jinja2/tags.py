@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any, Final
 
-from jinja2 import Environment, TemplateAssertionError, Undefined, nodes
+from jinja2 import Environment, Template, TemplateAssertionError, Undefined, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -76,7 +76,46 @@ def install(environment: Environment, cache: Cache, *, name: str = "jinja2") -> 
         raise ConfigurationError(f"{name!r} is the name of a window of this cache: give install() another name=")
     cache._windows[window.key] = window
     environment.add_extension(CacheExtension)
+    environment.template_class = _rendered_anew(environment.template_class)
     keep_installed(Installed(environment, cache, window))
+
+
+def _rendered_anew(kind: type[Template]) -> type[Template]:
+    """Templates whose text is not kept for those that include or import them without context, if our tags are in it.
+
+    Jinja2 renders a template once for all of those: what it gives then is of the computation that came first.
+    """
+
+    class WithTags(kind):  # type: ignore[misc, valid-type]
+        def _get_default_module(self, ctx: Context | None = None) -> Any:
+            if self._may_be_kept_of(ctx) and not self.environment.is_async:
+                before, module = _used.count, self.make_module()
+                if _used.count != before:
+                    return module
+                self._module = module
+            return super()._get_default_module(ctx)
+
+        async def _get_default_module_async(self, ctx: Context | None = None) -> Any:
+            if self._may_be_kept_of(ctx):
+                before, module = _used.count, await self.make_module_async()
+                if _used.count != before:
+                    return module
+                self._module = module
+            return await super()._get_default_module_async(ctx)
+
+        def _may_be_kept_of(self, ctx: Context | None) -> bool:
+            return self._module is None and not (ctx is not None and ctx.globals_keys - self.globals.keys())
+
+    return WithTags
+
+
+class _Used:
+    """How often a tag was rendered, by whomever."""
+
+    count = 0
+
+
+_used: Final = _Used()
 
 
 class CacheExtension(Extension):
@@ -93,6 +132,7 @@ class CacheExtension(Extension):
         return self._parse_body(parser, tag.lineno)
 
     def _installed(self) -> Installed:
+        _used.count += 1
         installed = installed_in(self.environment)
         if installed is None:
             raise ConfigurationError(

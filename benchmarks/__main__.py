@@ -24,6 +24,7 @@ from benchmarks.subjects import (
     redis_peers,
     redis_races,
     transactions,
+    windows,
 )
 
 SUBJECTS = {
@@ -41,6 +42,7 @@ SUBJECTS = {
     "redis-races": redis_races.run,
     "http-redis": http_redis.run,
     "transactions": transactions.run,
+    "windows": windows.run,
 }
 PAGE = ROOT / "docs" / "benchmarks.md"
 

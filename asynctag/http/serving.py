@@ -1,12 +1,8 @@
 """Windows in responses: what they see, and how the response goes out around them."""
 
-from collections.abc import Sequence
 from contextvars import Context, ContextVar, copy_context
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import anyio
-from anyio.lowlevel import checkpoint
 from starlette.requests import Request
 
 from asynctag.cache import Cache
@@ -14,9 +10,10 @@ from asynctag.errors import ConfigurationError, WindowError
 from asynctag.http.asgi import AsgiScope, Message, Send
 from asynctag.http.request import SCOPE_KEY, RequestCache
 from asynctag.http.rules import Headers
-from asynctag.placeholders import Places, Segments, as_bytes
+from asynctag.placeholders import Place, Places, Segments, as_bytes
+from asynctag.running import Running, running
 from asynctag.scope import Scope, gathering_scope
-from asynctag.windows import Window
+from asynctag.skeleton import woven
 
 if TYPE_CHECKING:
     from asynctag.http.exchange import Exchange, Silence
@@ -88,9 +85,9 @@ def current_request() -> Request:
 
 
 class Serving:
-    """A request to which a response with windows goes out. They run in `context`, that of the middleware."""
+    """A request to which a response with windows goes out. They run in `context`: that of the middleware."""
 
-    __slots__ = ("_asgi", "_cache", "_context", "_done", "_failed", "_parts", "_send")
+    __slots__ = ("_asgi", "_cache", "_context", "_done", "_send")
 
     def __init__(self, cache: Cache, asgi: AsgiScope, send: Send, context: Context | None = None) -> None:
         self._cache = cache
@@ -98,16 +95,6 @@ class Serving:
         self._send = send
         self._context = context
         self._done: dict[tuple[str, bytes], Any] = {}
-        self._failed: list[Exception] = []
-
-    def forbid_around(self) -> None:
-        """Keep the response out of whatever is cached around it: a computation may call the application."""
-        scope = self._windows_context().run(gathering_scope)
-        if scope is not None:
-            scope.forbid_store()
-
-    def _windows_context(self) -> Context:
-        return self._context if self._context is not None else copy_context()
 
     async def send(self, start: Message | None, segments: Segments, charset: str, *, more: bool = False) -> None:
         """Send the start, unless it is out, and the text with what the windows return.
@@ -118,72 +105,47 @@ class Serving:
         """
         if self._asgi["method"] == "HEAD":
             await self._begin(start, None)
-            await self._send({"type": "http.response.body", "body": b"", "more_body": more})
+            await self._body(b"", more=more)
             return
-        self.forbid_around()
-        here = Aside({**self._asgi, SCOPE_KEY: RequestCache(self._cache, None)})
-        context = self._windows_context()
-        context.run(current_exchange.set, here)
+        places = {(place.name, place.params): place for place in segments.places}
+        new = {key: index for index, key in enumerate(key for key in places if key not in self._done)}
         find = self._cache._filling().windows.find
-        waits: dict[tuple[str, bytes], anyio.Event] = {}
-        whole = False
-        keys = [(place.name, place.params) for place in segments.places]
-        async with anyio.create_task_group() as group:
-
-            async def fill(key: tuple[str, bytes], window: Window[..., Any], arguments: dict[str, Any]) -> None:
-                try:
-                    self._done[key] = await window.fill(arguments)
-                except Exception as error:
-                    self._failed.append(error)
-                    group.cancel_scope.cancel()
-                else:
-                    if key in waits:
-                        waits[key].set()
-
-            for key, place in dict(zip(keys, segments.places, strict=True)).items():
-                if key not in self._done:
-                    context.run(group.start_soon, partial(fill, key, *find(place)))
-            for _ in range(2):  # a round of the event loop or two: what need not wait is done then
-                if not all(key in self._done for key in keys):
-                    await checkpoint()
-            whole = all(key in self._done for key in keys) or self._asgi.get("http_version") == "1.0"
-            if not whole:
-                await self._send_as_they_come(start, segments, keys, charset, waits, more=more)
-        if self._failed:
-            raise self._failed[0]
-        if whole:
-            body = b"".join(self._woven(segments, keys, charset))
-            await self._begin(start, None if more else len(body))
-            await self._send({"type": "http.response.body", "body": body, "more_body": more})
-
-    async def _send_as_they_come(
-        self,
-        start: Message | None,
-        segments: Segments,
-        keys: Sequence[tuple[str, bytes]],
-        charset: str,
-        waits: "dict[tuple[str, bytes], anyio.Event]",
-        *,
-        more: bool,
-    ) -> None:
-        await self._begin(start, None)
-        ready = [segments.parts[0]]
-        for key, place, part in zip(keys, segments.places, segments.parts[1:], strict=True):
-            if key not in self._done:
-                if ready:
-                    await self._send({"type": "http.response.body", "body": b"".join(ready), "more_body": True})
+        async with running([find(places[key]) for key in new], self._context_of_windows()) as windows:
+            if await windows.first_round() or self._asgi.get("http_version") == "1.0":
+                texts = [await self._text(place, charset, windows, new) for place in segments.places]
+                body = woven(segments.parts, texts)
+                await self._begin(start, None if more else len(body))
+                await self._body(body, more=more)
+                return
+            for index in new.values():
+                windows.is_done(index)  # raises what failed by now, while nothing is out
+            await self._begin(start, None)
+            ready = [segments.parts[0]]
+            for place, part in zip(segments.places, segments.parts[1:], strict=True):
+                if ready and not self._is_done(place, windows, new):
+                    await self._body(b"".join(ready), more=True)
                     ready = []
-                if key not in self._done:
-                    waits[key] = anyio.Event()
-                    await waits[key].wait()
-            ready += (as_bytes(self._done[key], place, charset), part)
-        await self._send({"type": "http.response.body", "body": b"".join(ready), "more_body": more})
+                ready += (await self._text(place, charset, windows, new), part)
+            await self._body(b"".join(ready), more=more)
 
-    def _woven(self, segments: Segments, keys: Sequence[tuple[str, bytes]], charset: str) -> list[bytes]:
-        woven = [segments.parts[0]]
-        for key, place, part in zip(keys, segments.places, segments.parts[1:], strict=True):
-            woven += (as_bytes(self._done[key], place, charset), part)
-        return woven
+    def _context_of_windows(self) -> Context:
+        context = copy_context() if self._context is None else self._context.copy()
+        around = context.run(gathering_scope)
+        if around is not None:  # a computation calls the application: what is one user's is not to be cached with it
+            around.forbid_store()
+        here = {**self._asgi, SCOPE_KEY: RequestCache(self._cache, None)}
+        context.run(current_exchange.set, Aside(here))
+        return context
+
+    def _is_done(self, place: Place, windows: Running, new: dict[tuple[str, bytes], int]) -> bool:
+        key = (place.name, place.params)
+        return key in self._done or windows.is_done(new[key])
+
+    async def _text(self, place: Place, charset: str, windows: Running, new: dict[tuple[str, bytes], int]) -> bytes:
+        key = (place.name, place.params)
+        if key not in self._done:
+            self._done[key] = await windows.result(new[key])
+        return as_bytes(self._done[key], place, charset)
 
     async def _begin(self, start: Message | None, length: int | None) -> None:
         if start is None:
@@ -191,6 +153,9 @@ class Serving:
         if length is not None:
             start = {**start, "headers": [*start["headers"], (b"content-length", b"%d" % length)]}
         await self._send(start)
+
+    async def _body(self, body: bytes, *, more: bool) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 class Filling:

@@ -37,12 +37,12 @@ SUBJECTS = {
     "ratio": ratio.run,
     "http": http.run,
     "http-miss": http_miss.run,
+    "windows": windows.run,
     "redis": redis.run,
     "redis-peers": redis_peers.run,
     "redis-races": redis_races.run,
     "http-redis": http_redis.run,
     "transactions": transactions.run,
-    "windows": windows.run,
 }
 PAGE = ROOT / "docs" / "benchmarks.md"
 

@@ -26,7 +26,7 @@ from asynctag.scope import Scope
 
 R = TypeVar("R")
 
-#: So many digits stand on each side, and so many of them are enough to know that a placeholder was there.
+#: So many digits stand on each side, and so many at an end of one are enough to know that a placeholder was there.
 _SIDE, _ENOUGH = 22, 14
 _EVEN, _ODD = str.maketrans("13579", "02468"), str.maketrans("02468", "13579")
 
@@ -144,13 +144,15 @@ class Places:
     Safe for any number of threads.
     """
 
-    __slots__ = ("_after", "_before", "_lock", "_numbers", "_placed", "name")
+    __slots__ = ("_after", "_before", "_ends", "_ends_in_bytes", "_lock", "_numbers", "_placed", "name")
 
     def __init__(self, name: str) -> None:
         #: What is computed, for errors.
         self.name = name
         self._before = f"{secrets.randbelow(8) + 2}{_digits(_SIDE - 1)}".translate(_EVEN)
         self._after = _digits(_SIDE).translate(_ODD)
+        self._ends = [end for side in (self._before, self._after) for end in (side[:_ENOUGH], side[-_ENOUGH:])]
+        self._ends_in_bytes = [end.encode() for end in self._ends]
         self._placed: list[Place] = []
         self._numbers: dict[Place, int] = {}
         self._lock = threading.Lock()
@@ -195,22 +197,25 @@ class Places:
 
     def stands_in(self, text: str | bytes) -> bool:
         """Whether a placeholder, or what may be a part of one, stands in `text`."""
-        if isinstance(text, str):
-            return self._before[:_ENOUGH] in text or self._after[-_ENOUGH:] in text
-        return self._before[:_ENOUGH].encode() in text or self._after[-_ENOUGH:].encode() in text
+        ends = self._ends if isinstance(text, str) else self._ends_in_bytes
+        return any(map(text.__contains__, ends))
 
     def unfinished(self, data: bytes) -> int:
-        """How many bytes at the end of `data` may be the beginning of a placeholder, with what stands before it."""
+        """How many bytes at the end of `data` are to wait for what follows: a placeholder may begin or end there.
+
+        The two bytes on either side of one (a quote, a slash, a colon) tell what it stands for, and go with it.
+        """
         before = self._before.encode()
-        start = data.rfind(before, max(0, len(data) - LONGEST))
-        if start >= 0:
+        lengths = range(min(_SIDE - 1, len(data)), 0, -1)
+        begun = next((length for length in lengths if data.endswith(before[:length])), 0)
+        cut = max(0, len(data) - begun - 2)
+        while cut:
+            start = data.rfind(before, max(0, cut - LONGEST), cut + 1 + _SIDE)
             found = _REST_OF_BYTES.match(data, start + _SIDE)
-            if found is None or len(data) - found.end() < 2:  # a quote may follow, and a colon
-                return len(data) - max(0, start - 2)
-        for length in range(min(_SIDE - 1, len(data)), 0, -1):
-            if data.endswith(before[:length]):
-                return min(len(data), length + 2)
-        return min(len(data), 2)
+            if start < 0 or (found is not None and found.end() + 2 <= cut):
+                break
+            cut = max(0, start - 2)
+        return len(data) - cut
 
     def split(self, text: Any, where: Callable[[], str], *, json: bool = False) -> Segments | None:
         """`text` (`str` or `bytes`) as it is stored, if a window stands in it.
@@ -272,8 +277,7 @@ class Places:
         for part in parts:
             if self.stands_in(part):
                 text = _text(part)
-                starts = (text.find(self._before[:_ENOUGH]), text.find(self._after[-_ENOUGH:]))
-                at = min(one for one in starts if one >= 0)
+                at = min(start for start in map(text.find, self._ends) if start >= 0)
                 near = text[max(0, at - 30) : at] + "..." + text[at + _ENOUGH : at + _ENOUGH + 60]
                 raise WindowError(
                     f"{where()}: the placeholder of a window was cut or changed, near {near!r}. What the window "

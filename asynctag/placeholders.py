@@ -197,8 +197,9 @@ class Places:
 
     def stands_in(self, text: str | bytes) -> bool:
         """Whether a placeholder, or what may be a part of one, stands in `text`."""
-        ends = self._ends if isinstance(text, str) else self._ends_in_bytes
-        return any(map(text.__contains__, ends))
+        if isinstance(text, str):
+            return any(end in text for end in self._ends)
+        return any(end in text for end in self._ends_in_bytes)
 
     def unfinished(self, data: bytes) -> int:
         """How many bytes at the end of `data` are to wait for what follows: a placeholder may begin or end there.

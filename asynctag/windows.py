@@ -26,6 +26,7 @@ from asynctag.errors import ConfigurationError, CorruptEntryError, WindowError
 from asynctag.functions import is_in_class, resolve_annotations
 from asynctag.keys import function_name
 from asynctag.placeholders import Place, Placeholder, is_markup_type, places_here
+from asynctag.running import Call, running
 from asynctag.scope import gathering_scope
 
 if TYPE_CHECKING:
@@ -83,11 +84,6 @@ class Window(Generic[P, R]):
     @property
     def has_fallback(self) -> bool:
         return self._fallback is not NOT_GIVEN
-
-    @property
-    def fallback(self) -> Any:
-        """What is served where it fails or takes too long, if anything is."""
-        return copy.deepcopy(self._fallback)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Placeholder[R]:
         """What stands for it, or can be awaited, by where it is called.
@@ -156,28 +152,44 @@ class Window(Generic[P, R]):
 
     async def call(self, arguments: Mapping[str, Any]) -> R:
         """Call the function, with what is injected into it."""
-        call = cast(Callable[..., Coroutine[Any, Any, R]], self.function)
+        function: Any = self.function
+        value: R
         if self._inject is None:
-            return await call(**arguments)
+            value = await function(**arguments)
+            return value
         async with self._inject() as injected:
-            return await call(**arguments, **injected)
+            value = await function(**arguments, **injected)
+            return value
+        raise WindowError(
+            f"{self.name} has raised, and what is injected into it (a dependency with yield) has caught that: let the "
+            f"exception through there, or raise it again"
+        )
+
+    def instead_of(self, error: Exception) -> Any:
+        """The fallback, which takes the place of a failure."""
+        logger.warning("the window %s failed: its fallback is served", self.name, exc_info=error)
+        return copy.deepcopy(self._fallback)
 
     async def fill(self, arguments: Mapping[str, Any]) -> Any:
-        """What is served in its place: what the function returns, or the fallback."""
+        """What stands in its place: what the function returns within its timeout, or the fallback."""
         try:
-            if self.timeout is None:
-                return await self.call(arguments)
-            with anyio.move_on_after(self.timeout):
-                return await self.call(arguments)
-            raise TimeoutError(
-                f"the window {self.name} took longer than its timeout of {self.timeout:g} s: give it a longer one, or "
-                f"a fallback"
-            )
-        except Exception:
-            if self._fallback is NOT_GIVEN:
+            return await self.call_in_time(arguments)
+        except Exception as error:
+            if not self.has_fallback:
                 raise
-            logger.warning("the window %s failed: its fallback is served", self.name, exc_info=True)
-            return self.fallback
+            return self.instead_of(error)
+
+    async def call_in_time(self, arguments: Mapping[str, Any]) -> R:
+        """As `call`, within its timeout."""
+        with anyio.move_on_after(self.timeout):
+            return await self.call(arguments)
+        raise self.too_slow()
+
+    def too_slow(self) -> TimeoutError:
+        return TimeoutError(
+            f"the window {self.name} took longer than its timeout of {self.timeout or 0:g} s: give it a longer one, "
+            f"or a fallback"
+        )
 
 
 class WindowCall(Generic[P, R]):
@@ -246,31 +258,11 @@ class Windows:
 _on: "WeakKeyDictionary[Backend, list[dict[str, Window[..., Any]]]]" = WeakKeyDictionary()
 
 
-async def side_by_side(calls: Sequence[tuple[Window[..., Any], Mapping[str, Any]]]) -> list[Any]:
+async def side_by_side(calls: Sequence[Call]) -> list[Any]:
     """What `calls` give, in their order. The first that fails ends the others, and is raised, as it was."""
-    if len(calls) == 1:
-        window, arguments = calls[0]
-        return [await window.fill(arguments)]
-    results: list[Any] = [None] * len(calls)
-    ended: list[BaseException] = []
-
-    async def fill(index: int, window: Window[..., Any], arguments: Mapping[str, Any]) -> None:
-        try:
-            results[index] = await window.fill(arguments)
-        except GeneratorExit:
-            raise
-        except BaseException as error:
-            ended.append(error)
-            if isinstance(error, anyio.get_cancelled_exc_class()):  # by whom, the group knows
-                raise
-            group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        for index, (window, arguments) in enumerate(calls):
-            group.start_soon(fill, index, window, arguments)
-    if ended:
-        raise ended.pop(0)
-    return results
+    async with running(calls) as windows:
+        await windows.first_round()
+        return [await windows.result(index) for index in range(len(calls))]
 
 
 # --- what a window may be made of ----------------------------------------------------------------------
@@ -307,8 +299,9 @@ def _injection(function: Callable[..., Any], name: str) -> tuple[frozenset[str],
             return found
     annotations = resolve_annotations(function)
     for parameter in inspect.signature(function).parameters.values():
-        marks = (parameter.default, *getattr(annotations.get(parameter.name), "__metadata__", ()))
-        for mark in marks:
+        annotation = annotations.get(parameter.name)
+        annotation = getattr(annotation, "__value__", annotation)  # of a `type` statement
+        for mark in (parameter.default, *getattr(annotation, "__metadata__", ())):
             if type(mark).__module__ == "fastapi.params":
                 raise ConfigurationError(
                     f"{name} declares a dependency of FastAPI ({parameter.name}): import asynctag.integrations.fastapi "
@@ -323,12 +316,13 @@ _Decode: TypeAlias = Callable[[bytes], Any]
 def _parameters(function: Callable[..., Any], name: str, injected: frozenset[str]) -> tuple[inspect.Signature, _Decode]:
     """The signature without what is injected, and what reads the parameters that a window was placed with."""
     signature = inspect.signature(function)
+    for one in signature.parameters.values():
+        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY):
+            raise ConfigurationError(f"{name} takes {one}: name the parameters of a window, which it is given by name")
     kept = [one for one in signature.parameters.values() if one.name not in injected]
     annotations = resolve_annotations(function)
     fields: list[Any] = []
     for one in kept:
-        if one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD, one.POSITIONAL_ONLY):
-            raise ConfigurationError(f"{name} takes {one}: name the parameters of a window, which are stored by name")
         annotation = annotations.get(one.name, Any)
         if not _is_json_type(annotation):
             raise ConfigurationError(

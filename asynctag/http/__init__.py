@@ -5,6 +5,7 @@ from asynctag.http.middleware import CacheMiddleware
 from asynctag.http.request import RequestCache, cache_of
 from asynctag.http.routes import cache_response
 from asynctag.http.rules import Policy
+from asynctag.http.serving import current_request
 from asynctag.http.surrogates import Purge, Purger, Surrogates
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "Surrogates",
     "cache_of",
     "cache_response",
+    "current_request",
 ]

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Collection, Iterable
-from contextvars import ContextVar
+from contextvars import copy_context
 from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -32,6 +32,7 @@ from asynctag.http.rules import (
     storable,
     why_bypass,
 )
+from asynctag.http.serving import Aside, Filling, Serving, current_exchange
 from asynctag.http.stored import RESPONSES, StoredResponse, field, make_stored
 from asynctag.http.surrogates import parse_groups
 from asynctag.http.validation import conditional, head_matches, updated_by, validators
@@ -48,6 +49,7 @@ from asynctag.http.variants import (
     widened,
 )
 from asynctag.names import KEY, tag_name
+from asynctag.placeholders import Segments
 from asynctag.scope import Scope, current_scope, live_scope
 
 if TYPE_CHECKING:
@@ -55,26 +57,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("asynctag")
 
-#: The exchange that runs here; what is false where the request is none of the cache's business, None without the
-#: middleware.
-current_exchange: ContextVar["Exchange | Silence | Literal[False] | None"] = ContextVar(
-    "asynctag_exchange", default=None
-)
-
 
 def exchange_here() -> "Exchange | Literal[False] | None":
     """The exchange of the request that runs here, for who wants its response cached; false where that cannot be."""
     found = current_exchange.get()
+    if isinstance(found, Aside):
+        return False
     return found.end() if isinstance(found, Silence) else found
 
 
 class Client:
-    """Who has sent a request, as far as it shows in what is received of it."""
+    """Who has sent a request, as far as it shows in what is received of it. `context` is the middleware's."""
 
-    __slots__ = ("_receive", "gone", "has_body")
+    __slots__ = ("_receive", "context", "gone", "has_body")
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
+        self.context = copy_context()
         self.gone = False
         self.has_body = False  # said or not: HTTP/2 need not say it
 
@@ -94,7 +93,19 @@ class Silence(Client):
     without one, as for a URL that was asked for before in silence, only its next request can have an exchange.
     """
 
-    __slots__ = ("_asgi", "_middleware", "_origin", "_outgoing", "_reading", "_send", "_started", "ended", "scope")
+    __slots__ = (
+        "_asgi",
+        "_filling",
+        "_middleware",
+        "_origin",
+        "_outgoing",
+        "_reading",
+        "_send",
+        "_start",
+        "_started",
+        "ended",
+        "scope",
+    )
 
     def __init__(
         self, middleware: "CacheMiddleware", asgi: AsgiScope, receive: Receive, send: Send, reading: Reading | None
@@ -105,18 +116,23 @@ class Silence(Client):
         self._send = send
         self._reading = reading
         self._outgoing: Outgoing | None = None
+        self._filling: Filling | None = None
+        self._start: Message | None = None
         #: Whether somebody wants the response cached.
         self.ended = False
-        self.scope: Scope | None = None
+        self.scope = scope_of_response(middleware.cache, asgi)
         if reading is not None:
             self._origin = as_it_came(asgi)
             self._started = middleware.cache._filling().backend.clock()
-            self.scope = scope_of_response(middleware.cache, asgi)
+
+    @property
+    def routed(self) -> AsgiScope:
+        return self._asgi if self._outgoing is None else self._outgoing.exchange.routed
 
     def end(self) -> "Exchange | Literal[False]":
         """Somebody wants the response cached: gives the exchange that sees to it from here on, where one can."""
         self.ended = True
-        if self.scope is None:
+        if self._reading is None:
             return False
         if self._outgoing is None:
             middleware, origin = self._middleware, self._origin
@@ -135,14 +151,29 @@ class Silence(Client):
                 self.scope,
                 self._started,
             )
-            self._outgoing = Outgoing(exchange, self._send)
+            self._outgoing = Outgoing(exchange, self._filling_now().send)
         return self._outgoing.exchange
 
     async def send(self, message: Message) -> None:
         if self._outgoing is None and message["type"] == "http.response.start":
             if may_be_stored(message.get("headers") or (), self._middleware.targets):
                 self.end()
-        await (self._send if self._outgoing is None else self._outgoing.send)(message)
+            self._start = message
+        if self._outgoing is not None:
+            await self._outgoing.send(message)
+        elif self.scope.places is None:
+            await self._send(message)
+        else:
+            await self._filled(message)
+
+    async def _filled(self, message: Message) -> None:
+        if self._filling is None:
+            self._filling = self._filling_now(self._start if message is not self._start else None)
+        await self._filling.send(message)
+
+    def _filling_now(self, sent: Message | None = None) -> Filling:
+        serving = Serving(self._middleware.cache, self._asgi, self._send, self.context)
+        return Filling(serving, self.scope, self._send, sent)
 
     async def answer_stale(self, error: Exception) -> bool:
         """As an exchange does, where one has taken its place."""
@@ -152,7 +183,7 @@ class Silence(Client):
         """Nothing more comes of this request."""
         if self._outgoing is not None:
             self._outgoing.exchange.over()
-        elif self.scope is not None:
+        else:
             self.scope.hand_up()
 
     async def explain(self) -> ResponseExplanation:
@@ -178,9 +209,10 @@ def scope_of_response(cache: Cache, asgi: AsgiScope, *, renewing: bool = False) 
     filler = filler_in_use(cache)
     backend = filler.backend if filler is not None else None
     parent = live_scope()  # where a cached computation calls the application
-    return Scope(
-        f"the response to {asgi['method']} {asgi['path']}", backend, cache.namespace, parent, renewing=renewing
-    )
+    name = f"the response to {asgi['method']} {asgi['path']}"
+    scope = Scope(name, backend, cache.namespace, parent, renewing=renewing)
+    scope.is_response = scope.may_await = True
+    return scope
 
 
 class Address:
@@ -355,6 +387,8 @@ class Exchange:
         """Whether this response is for this request, by its cookies and by what it asks for."""
         if self.facts.cookie and not stored.response.with_cookies:
             return False
+        if stored.response.windows is not None and not self.middleware.can_fill(stored.response):
+            return False
         if self.facts.cache_control is None or self.filler is None:
             return True
         now, entry = self.filler.backend.clock(), stored.entry
@@ -400,6 +434,7 @@ class Exchange:
     def declare(self, policy: Policy, tags: Collection[str] = (), *, by_router: bool = False) -> None:
         """A policy, and tags as they stand in the backend. The policy that is said last counts."""
         self._by_router = by_router
+        self.scope.may_await = False
         if policy.ttl is None:
             policy = replace(policy, ttl=self.cache._default_ttl)
         elif policy.ttl > self.cache.max_ttl:
@@ -543,6 +578,7 @@ class Exchange:
 
     async def run(self, send: Send) -> None:
         """Run the application within the response's scope, and store what it sends if it may be."""
+        send = Filling(Serving(self.cache, self.routed, send, self.client.context), self.scope, send).send
         outgoing = Outgoing(self, send)
         asked = self.asgi["headers"]
         if self.stale is not None:
@@ -585,12 +621,19 @@ class Exchange:
     # --- storing -----------------------------------------------------------------------------------------
 
     async def store(
-        self, start: Message, body: bytes, lifetime: Storable, *, validated: bool, adds_cache_control: bool
+        self,
+        start: Message,
+        body: bytes,
+        lifetime: Storable,
+        *,
+        validated: bool,
+        adds_cache_control: bool,
+        segments: Segments | None = None,
     ) -> bool:
         """Store a whole response; whether it was. Its tags are those gathered until now.
 
         `validated`: it has a validator of the application's own, which can be asked about it later.
-        `adds_cache_control`: what it says of caching was added for clients.
+        `adds_cache_control`: what it says of caching was added for clients. `segments`: the body, where it has windows.
         """
         assert self.filler is not None
         headers = start.get("headers") or ()
@@ -644,6 +687,7 @@ class Exchange:
             stale_if_error=lifetime.stale_if_error,
             must_revalidate=lifetime.must_revalidate,
             adds_cache_control=adds_cache_control,
+            segments=segments,
         )
         # Dependencies may have read what it was built from before its flight began: who waits gets it only if the
         # store accepts it.
@@ -671,7 +715,7 @@ class Exchange:
         if reading is None or reading.entry is None:
             return
         response = load(reading.entry, RESPONSES)
-        if not isinstance(response, StoredResponse) or response.status != 200:
+        if not isinstance(response, StoredResponse) or response.status != 200 or response.windows is not None:
             return
         if not head_matches(response, headers):
             await self.cache._invalidate([key], queue=True)

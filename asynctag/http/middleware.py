@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import Context, copy_context
 from math import floor
 from typing import TypeAlias
 
@@ -11,7 +12,7 @@ from starlette.requests import HTTPConnection
 
 from asynctag.backends.base import NOT_THERE, Backend, Entry, Reading
 from asynctag.cache import Cache
-from asynctag.errors import ConfigurationError
+from asynctag.errors import ConfigurationError, CorruptEntryError
 from asynctag.expiry import Seconds, seconds
 from asynctag.fill import MISSING, Filler, load
 from asynctag.flight import Fate, Flight
@@ -24,7 +25,6 @@ from asynctag.http.exchange import (
     Silence,
     Stored,
     as_it_came,
-    current_exchange,
     filler_in_use,
     record_of,
     scope_of_response,
@@ -36,6 +36,7 @@ from asynctag.http.ranges import part_of
 from asynctag.http.request import SCOPE_KEY, RequestCache
 from asynctag.http.routes import policy_of, routes_of
 from asynctag.http.rules import DECISIVE, PLAIN_GET, Policy, RequestFacts, Store, read_request, why_bypass
+from asynctag.http.serving import Aside, Filling, Serving, current_exchange
 from asynctag.http.stored import RESPONSES, StoredResponse
 from asynctag.http.surrogates import OVERFLOW, Surrogates, write_groups
 from asynctag.http.unsafe import is_safe
@@ -217,6 +218,9 @@ class CacheMiddleware:
                     await self._forward(scope, receive, send, facts, address, known)
                     return
             start, body = messages
+            if "windows" in body:
+                await self.reply(messages, scope, send)
+                return
             await send(start)
             await send(body)
         elif kind == "lifespan":
@@ -263,15 +267,14 @@ class CacheMiddleware:
         silence = Silence(self, scope, receive, send, reading)
         scope[SCOPE_KEY] = request_cache = RequestCache(self.cache, silence)
         token = current_exchange.set(silence)
-        gathering = current_scope.set(silence.scope) if silence.scope is not None else None
+        gathering = current_scope.set(silence.scope)
         try:
             await self.app(scope, silence.receive, silence.send)
         except Exception as error:
             if not await silence.answer_stale(error):
                 raise
         finally:
-            if gathering is not None:
-                current_scope.reset(gathering)
+            current_scope.reset(gathering)
             current_exchange.reset(token)
             request_cache._over()
             silence.over()
@@ -280,9 +283,19 @@ class CacheMiddleware:
     async def _pass(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Run the application for a request that no response is stored for: an unsafe one, a websocket."""
         scope[SCOPE_KEY] = RequestCache(self.cache, None, "method")
-        token = current_exchange.set(False)
+        if scope["type"] != "http":
+            token = current_exchange.set(Aside(scope))
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                current_exchange.reset(token)
+            return
+        gathering = scope_of_response(self.cache, scope)
+        gathering.no_store = True
+        send = Filling(Serving(self.cache, scope, send, copy_context()), gathering, send).send
+        token, scope_token = current_exchange.set(Aside(scope)), current_scope.set(gathering)
         try:
-            if scope["type"] != "http" or is_safe(scope["method"]) or self.cache._disabled:
+            if is_safe(scope["method"]) or self.cache._disabled:
                 await self.app(scope, receive, send)
                 return
             change = Change(self, scope, send)
@@ -292,7 +305,9 @@ class CacheMiddleware:
             finally:
                 invalidated_here.reset(noting)
         finally:
+            current_scope.reset(scope_token)
             current_exchange.reset(token)
+            gathering.closed = True
 
     def _plain_url(self, asgi: AsgiScope) -> _Url | None:
         """The URL of a `GET` that says nothing for a cache to decide by, as most do; None for others."""
@@ -339,7 +354,7 @@ class CacheMiddleware:
             held = known.held
             if held is not None and held[0] == entry.body:
                 messages = self._reply(known, entry, held[1])
-            elif (response := load(entry, RESPONSES)) is not MISSING:
+            elif (response := load(entry, RESPONSES)) is not MISSING and self.can_fill(response):
                 known.held = (entry.body, response) if len(entry.body) <= MAX_HELD else None
                 messages = self._reply(known, entry, response)
         if messages is None:
@@ -370,7 +385,9 @@ class CacheMiddleware:
         return (
             # A list of its own: what stands around this middleware may add to it.
             {"type": "http.response.start", "status": response.status, "headers": headers.copy()},
-            {"type": "http.response.body", "body": response.body, "more_body": False},
+            {"type": "http.response.body", "body": response.body, "more_body": False}
+            if response.windows is None
+            else {"type": "http.response.body", "windows": response.windows},
         )
 
     def _know(self, url: _Url) -> _Known | None:
@@ -437,18 +454,41 @@ class CacheMiddleware:
         try:
             stored = await self._before_routing(exchange)
             if stored is None and facts.only_if_cached and not exchange.may_hit_later:
-                for message in exchange.nothing_cached():
-                    await send(message)
+                await self.reply(exchange.nothing_cached(), scope, send)
             elif stored is None:
                 await exchange.run(send)
             else:
                 if known is not None and exchange.dims is not None and not self.cache._filling().backend.in_process:
                     known.dims = PLAIN if exchange.dims.plain else exchange.dims
-                for message in exchange.hit(stored):
-                    await send(message)
+                await self.reply(exchange.hit(stored), scope, send)
         finally:
             request_cache._over()
             exchange.over()
+
+    async def reply(
+        self, messages: tuple[Message, Message], asgi: AsgiScope, send: Send, context: Context | None = None
+    ) -> None:
+        """Send the messages of a hit, its windows filled in `context`: in a copy of the one that runs, without one."""
+        start, body = messages
+        windows = body.get("windows")
+        if windows is None:
+            await send(start)
+            await send(body)
+        else:
+            if "app" not in asgi:  # around the whole application, which has not seen the request
+                asgi = {**asgi, "app": self.app}
+            await Serving(self.cache, asgi, send, context).send(start, windows.segments, windows.charset)
+
+    def can_fill(self, response: StoredResponse) -> bool:
+        """Whether the windows of a stored response are defined in this process."""
+        if response.windows is None:
+            return True
+        try:
+            self.cache._filling().windows.check(response.windows.places)
+        except CorruptEntryError as error:
+            logger.warning("a stored response is taken for a miss: %s", error)
+            return False
+        return True
 
     async def _before_routing(self, exchange: Exchange) -> Stored | None:
         """A stored response that may be served before the application sees the request."""
@@ -493,12 +533,12 @@ class CacheMiddleware:
         """The messages with which a stored response answers a request."""
         ttl = int(entry.fresh_until - self.cache._filling().backend.clock())
         ttl = min(ttl, -1) if stale else ttl
-        if facts.range is not None and facts.method == "GET":
+        if facts.range is not None and facts.method == "GET" and response.windows is None:
             response = part_of(response, facts)
         # One that waited for another's response was sent on with it (RFC 9211 §2.6).
         how = b"fwd=uri-miss; collapsed" if collapsed else b"hit"
         status = (b"cache-status", b"%s; %s; ttl=%d" % (self._token, how, ttl))
-        extra = [status, *self.exposed(entry.tags)] if self.shows_tags else (status,)
+        extra = [status, *self.exposed(entry.tags)] if self.shows_tags and response.windows is None else (status,)
         start, body = response.answer(facts, time.time(), extra)
         if self.own_target is not None:
             start["headers"] = [pair for pair in start["headers"] if pair[0] != self.own_target]

@@ -7,6 +7,7 @@ from asynctag.backends.base import Cause
 from asynctag.http.asgi import Message, Send
 from asynctag.http.headers import Forward, cache_status, make_etag
 from asynctag.http.rules import Storable, not_modified, not_modified_headers
+from asynctag.http.serving import segments_of
 from asynctag.http.stored import StoredResponse, first_values
 from asynctag.http.validation import VALIDATORS, confirms, updated_by
 from asynctag.http.variants import varied
@@ -87,8 +88,7 @@ class Outgoing:
         if messages is None:
             return False
         self._phase = Phase.REPLACED
-        for message in messages:
-            await self._send(message)
+        await self.exchange.middleware.reply(messages, self.exchange.routed, self._send, self.exchange.client.context)
         return True
 
     async def _begin(self, start: Message) -> None:
@@ -176,6 +176,13 @@ class Outgoing:
         start, body = self._start, recording.body
         status: int = start["status"]
         headers: list[tuple[bytes, bytes]] = list(start.get("headers") or ())
+        segments = segments_of(self.exchange.scope, headers, body)
+        if segments is not None:
+            stored = await self.exchange.store(
+                start, body, recording.lifetime, validated=False, adds_cache_control=False, segments=segments
+            )
+            await self._send_start(stored=stored)
+            return chunk
         said = first_values(headers)
         etag = said.get(b"etag")
         if status == 200 and etag is None:

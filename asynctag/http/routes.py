@@ -185,24 +185,25 @@ async def stored_reply(exchange: Exchange) -> "StoredReply | None":
     """The hit by the policy that is declared already, where there is one."""
     stored = await exchange.enter()
     if stored is None and exchange.facts.only_if_cached:
-        return StoredReply(exchange.nothing_cached())
-    return None if stored is None else StoredReply(exchange.hit(stored))
+        return StoredReply(exchange, exchange.nothing_cached())
+    return None if stored is None else StoredReply(exchange, exchange.hit(stored))
 
 
 class StoredReply(Response):
     """A stored response, as a framework passes it on: sent as it was stored."""
 
-    def __init__(self, messages: tuple[Any, Any]) -> None:
+    def __init__(self, exchange: Exchange, messages: tuple[Any, Any]) -> None:
+        self._exchange = exchange
         self._messages = messages
         start, body = messages
         self.status_code = start["status"]
         self.raw_headers = start["headers"]
-        self.body = body["body"]
+        self.body = body.get("body", b"")
         self.background: BackgroundTask | None = None
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        for message in self._messages:
-            await send(message)
+        exchange = self._exchange
+        await exchange.middleware.reply(self._messages, exchange.routed, send, exchange.client.context)
         if self.background is not None:
             await self.background()
 

@@ -12,9 +12,24 @@ from asynctag.http.asgi import Message
 from asynctag.http.headers import http_date, is_field
 from asynctag.http.packed import PackedCodec
 from asynctag.http.rules import Headers, RequestFacts, not_modified, not_modified_headers, stored_headers
+from asynctag.http.serving import body_of, headers_with_windows
+from asynctag.placeholders import Place, Segments
+from asynctag.skeleton import check_parts
 
 #: What an object of a stored response takes beyond its bytes: itself, its headers' tuples and objects.
 _OVERHEAD, _PER_HEADER = 200, 150
+
+
+class StoredWindows(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The body of a response with windows: the text in parts, and the windows between them."""
+
+    parts: tuple[bytes, ...]
+    places: tuple[Place, ...]
+    charset: str
+
+    @property
+    def segments(self) -> Segments:
+        return Segments(self.parts, self.places)
 
 
 class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -35,6 +50,7 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
     stale_if_error: float
     must_revalidate: bool
     adds_cache_control: bool  # the application said nothing of caching: what stands there was added for clients
+    windows: StoredWindows | None = None  # instead of the body
 
     def answer(self, request: RequestFacts, now: float, extra: Headers) -> tuple[Message, Message]:
         """The messages that answer `request` at `now`, in seconds since the epoch: a 304 where the client has it.
@@ -43,6 +59,9 @@ class StoredResponse(msgspec.Struct, frozen=True, array_like=True, gc=False):
         between may need it to tell its length.
         """
         status, headers, body = self.status, self.headers, self.body
+        if self.windows is not None:
+            start = {"type": "http.response.start", "status": status, "headers": [*headers, *extra]}
+            return start, {"type": "http.response.body", "windows": self.windows}
         conditional = request.if_none_match is not None or request.if_modified_since is not None
         if conditional and status == 200 and not_modified(request, self.etag, self.last_modified):
             status, headers, body = 304, not_modified_headers(headers), b""
@@ -69,10 +88,14 @@ def make_stored(
     stale_if_error: float = 0.0,
     must_revalidate: bool = False,
     adds_cache_control: bool = False,
+    segments: Segments | None = None,
 ) -> StoredResponse:
-    """`headers` as they are sent, those of one connection or one answer among them."""
-    kept = stored_headers(headers)
-    if status != 204:  # RFC 9110 §8.6
+    """`headers` as they are sent, those of one connection or one answer among them; `segments` where it has windows."""
+    kept, windows = stored_headers(headers), None
+    if segments is not None:
+        kept, body = tuple(headers_with_windows(kept)), b""
+        windows = StoredWindows(*segments, body_of(headers)[1])
+    elif status != 204:  # RFC 9110 §8.6
         kept = (*kept, (b"content-length", b"%d" % len(body)))
     fields = dict(kept)
     modified = fields.get(b"last-modified")
@@ -88,6 +111,7 @@ def make_stored(
         stale_if_error=stale_if_error,
         must_revalidate=must_revalidate,
         adds_cache_control=adds_cache_control,
+        windows=windows,
     )
 
 
@@ -112,10 +136,18 @@ class _ResponseCodec(PackedCodec):
         for name, value in response.headers:
             if not is_field(name, value):
                 raise CorruptEntryError("a response with headers that are none")
+        if response.windows is not None:
+            check_parts(response.windows.parts, response.windows.places)
+            try:
+                "0".encode(response.windows.charset)
+            except (LookupError, ValueError) as error:
+                raise CorruptEntryError("a response in characters that there are not") from error
         return response
 
     def keep(self, value: Any) -> Kept:
         size = _OVERHEAD + len(value.body)
+        if value.windows is not None:
+            size += sum(map(len, value.windows.parts)) + sum(200 + len(one.params) for one in value.windows.places)
         for name, text in value.headers:
             size += _PER_HEADER + len(name) + len(text)
         return Kept(value, None, size)

@@ -169,7 +169,7 @@ class _OnOthers(Running):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._group.cancel_scope.cancel()
-        if isinstance(error, Exception):  # which the group would put into one of its own
+        if not isinstance(error, anyio.get_cancelled_exc_class()):  # the group would put it into one of its own
             kind = error = traceback = None
         await self._group.__aexit__(kind, error, traceback)
 

@@ -17,6 +17,7 @@ from litestar.params import FromPath
 from markupsafe import Markup
 from pydantic import BaseModel
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
@@ -467,23 +468,23 @@ def fastapi_app(cache: Cache, visitor: Window[[], str], runs: list[str]) -> Any:
     app = FastAPI()
     app.add_middleware(CacheMiddleware, cache=cache)
 
-    @app.get("/html/{id}", response_class=FastApiPage)
-    @cache_response(60, tags=["page:{id}"], public=True)
-    async def html(id: int) -> str:
+    @app.get("/html/{number}", response_class=FastApiPage)
+    @cache_response(60, tags=["page:{number}"], public=True)
+    async def html(number: int) -> str:
         runs.append("html")
-        return f"<p>{id} {visitor()}</p>"
+        return f"<p>{number} {visitor()}</p>"
 
-    @app.get("/sync/{id}", response_class=FastApiPage)
-    @cache_response(60, tags=["page:{id}"])
-    def sync(id: int) -> str:
+    @app.get("/sync/{number}", response_class=FastApiPage)
+    @cache_response(60, tags=["page:{number}"])
+    def sync(number: int) -> str:
         runs.append("sync")
-        return f"<p>{id} {visitor()}</p>"
+        return f"<p>{number} {visitor()}</p>"
 
-    @app.get("/json/{id}")
-    @cache_response(60, tags=["page:{id}"])
-    async def model(id: int) -> Greeting:
+    @app.get("/json/{number}")
+    @cache_response(60, tags=["page:{number}"])
+    async def model(number: int) -> Greeting:
         runs.append("json")
-        return Greeting(id=id, text=f"Hello {visitor()}", visitor=visitor())
+        return Greeting(id=number, text=f"Hello {visitor()}", visitor=visitor())
 
     return app
 
@@ -491,42 +492,42 @@ def fastapi_app(cache: Cache, visitor: Window[[], str], runs: list[str]) -> Any:
 def starlette_app(cache: Cache, visitor: Window[[], str], runs: list[str]) -> Any:
     async def html(request: Request) -> Response:
         runs.append("html")
-        return HTMLResponse(f"<p>{request.path_params['id']} {visitor()}</p>")
+        return HTMLResponse(f"<p>{request.path_params['number']} {visitor()}</p>")
 
     async def sync(request: Request) -> Response:
         return HTMLResponse((await html(request)).body)
 
     async def model(request: Request) -> Response:
         runs.append("json")
-        return JSONResponse({"id": request.path_params["id"], "text": f"Hello {visitor()}", "visitor": visitor()})
+        return JSONResponse({"id": request.path_params["number"], "text": f"Hello {visitor()}", "visitor": visitor()})
 
-    policy, public = cache_response(60, tags=["page:{id}"]), cache_response(60, tags=["page:{id}"], public=True)
-    inner = Starlette(routes=[Route("/{id:int}", policy(sync))])
+    policy, public = cache_response(60, tags=["page:{number}"]), cache_response(60, tags=["page:{number}"], public=True)
+    inner = Starlette(routes=[Route("/{number:int}", policy(sync))])
     app = Starlette(
         routes=[
-            Route("/html/{id:int}", public(html)),
+            Route("/html/{number:int}", public(html)),
             Mount("/sync", app=inner),
-            Route("/json/{id:int}", policy(model)),
+            Route("/json/{number:int}", policy(model)),
         ]
     )
     return CacheMiddleware(app, cache=cache)
 
 
 def litestar_app(cache: Cache, visitor: Window[[], str], runs: list[str]) -> Any:
-    @litestar.get("/html/{id:int}", media_type=MediaType.HTML)
-    async def html(id: FromPath[int]) -> str:
+    @litestar.get("/html/{number:int}", media_type=MediaType.HTML)
+    async def html(number: FromPath[int]) -> str:
         runs.append("html")
-        return f"<p>{id} {visitor()}</p>"
+        return f"<p>{number} {visitor()}</p>"
 
-    @litestar.get("/sync/{id:int}", media_type=MediaType.HTML, sync_to_thread=True)
-    def sync(id: FromPath[int]) -> str:
+    @litestar.get("/sync/{number:int}", media_type=MediaType.HTML, sync_to_thread=True)
+    def sync(number: FromPath[int]) -> str:
         runs.append("sync")
-        return f"<p>{id} {visitor()}</p>"
+        return f"<p>{number} {visitor()}</p>"
 
-    @litestar.get("/json/{id:int}")
-    async def model(id: FromPath[int]) -> dict[str, Any]:
+    @litestar.get("/json/{number:int}")
+    async def model(number: FromPath[int]) -> dict[str, Any]:
         runs.append("json")
-        return {"id": id, "text": f"Hello {visitor()}", "visitor": visitor()}
+        return {"id": number, "text": f"Hello {visitor()}", "visitor": visitor()}
 
     app = litestar.Litestar([html, sync, model], openapi_config=None)
     policy = Policy(ttl=60, public=True)
@@ -920,7 +921,6 @@ async def test_a_window_that_raises_what_a_framework_has_a_page_for_is_a_500(
     cache: Cache, policy: dict[str, Any] | None
 ) -> None:
     """On a miss, at the endpoint and before routing alike: a page of it could stand in none of them."""
-    from starlette.exceptions import HTTPException
 
     @cache.window(name="guarded")
     async def guarded() -> str:

@@ -261,42 +261,35 @@ class Filling:
         elif kind == "http.response.body":
             await self._fill(places, message.get("body", b""), more=message.get("more_body", False))
         else:
-            await self._let_go()
+            if self._rest:
+                await self._fill(places, b"", more=True, hold=False)
+            elif self._start is not None and not self._out:
+                await self._begin(self._start)
             if kind == "http.response.start":
                 self._start, self._out = message, False
             else:
                 await self._send(message)
 
-    async def _let_go(self) -> None:
-        """Send what is held back, as it is."""
-        if self._start is not None and not self._out:
-            self._out = True
-            await self._send(self._start)
-        if self._rest:
-            rest, self._rest = self._rest, b""
-            await self._send({"type": "http.response.body", "body": rest, "more_body": True})
-
-    async def _fill(self, places: Places, chunk: bytes, *, more: bool) -> None:
+    async def _fill(self, places: Places, chunk: bytes, *, more: bool, hold: bool = True) -> None:
         if self._cut is not None:  # the application goes on: the page is not to look whole
             raise self._cut
         try:
-            await self._send_filled(places, self._rest + chunk, more=more)
+            await self._send_filled(places, self._rest + chunk, more=more, hold=hold and more)
         except Exception as error:
+            self._rest = b""
             if self._out or (self._serving is not None and self._serving.begun):
                 self._cut = error
             raise
 
-    async def _send_filled(self, places: Places, body: bytes, *, more: bool) -> None:
+    async def _send_filled(self, places: Places, body: bytes, *, more: bool, hold: bool) -> None:
         is_json, charset = body_of((self._start or {}).get("headers") or ())
-        keep = places.unfinished(body) if more else 0
+        keep = places.unfinished(body) if hold else 0
         body, self._rest = body[: len(body) - keep], body[len(body) - keep :]
         segments = places.split(body, lambda: f"the body of {self._scope.name}", json=is_json)
-        start = None
-        if self._start is not None and not self._out:
-            if segments is None and not more:  # none of what was placed stands in it
-                await self._let_go()
-            else:
-                start = with_windows(self._start)
+        start = self._start if not self._out else None
+        if start is not None:
+            if segments is not None or more:  # one may come yet
+                start = self._start = with_windows(start)
         elif segments is not None and not may_have_windows(self._start):
             raise WindowError(
                 f"{self._scope.name}: a window stands in its body, and its headers are out, which let others keep it, "
@@ -310,10 +303,13 @@ class Filling:
             self._out = True
             return
         if start is not None:
-            self._out = True
-            await self._send(start)
+            await self._begin(start)
         if body or not more:
             await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def _begin(self, start: Message) -> None:
+        self._out = True
+        await self._send(start)
 
 
 def with_windows(start: Message) -> Message:

@@ -312,6 +312,9 @@ def as_text(value: Any, place: Place) -> str:
 
 def as_bytes(value: Any, place: Place, charset: str = "utf-8") -> bytes:
     """The same in bytes, in which other characters than those of `charset` are replaced."""
-    if not place.how and isinstance(value, bytes):
-        return value
+    if not place.how:
+        if type(value) is str:
+            return value.encode(charset, "replace")
+        if isinstance(value, bytes):
+            return value
     return as_text(value, place).encode(charset, "replace")

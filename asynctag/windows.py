@@ -25,6 +25,7 @@ from asynctag.errors import ConfigurationError, CorruptEntryError, WindowError
 from asynctag.functions import is_in_class, resolve_annotations
 from asynctag.keys import function_name
 from asynctag.placeholders import Place, Placeholder, is_markup_type, places_here
+from asynctag.running import Call, running
 from asynctag.scope import gathering_scope
 
 if TYPE_CHECKING:
@@ -83,11 +84,6 @@ class Window(Generic[P, R]):
     def has_fallback(self) -> bool:
         return self._fallback is not NOT_GIVEN
 
-    @property
-    def fallback(self) -> Any:
-        """What is served where it fails or takes too long, if anything is."""
-        return copy.deepcopy(self._fallback)
-
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Placeholder[R]:
         """What stands for it, or can be awaited, by where it is called.
 
@@ -141,24 +137,29 @@ class Window(Generic[P, R]):
 
     async def call(self, arguments: Mapping[str, Any]) -> R:
         """Call the function, with what is injected into it."""
-        call = cast(Callable[..., Coroutine[Any, Any, R]], self.function)
+        function: Any = self.function
+        value: R
         if self._inject is None:
-            return await call(**arguments)
-        async with self._inject() as injected:
-            return await call(**arguments, **injected)
+            value = await function(**arguments)
+        else:
+            async with self._inject() as injected:
+                value = await function(**arguments, **injected)
+        return value
+
+    def instead_of(self, error: Exception) -> Any:
+        """The fallback, which takes the place of a failure."""
+        logger.warning("the window %s failed: its fallback is served", self.name, exc_info=error)
+        return copy.deepcopy(self._fallback)
 
     async def fill(self, arguments: Mapping[str, Any]) -> Any:
-        """What is served in its place: what the function returns, or the fallback."""
+        """What stands in its place: what the function returns within its timeout, or the fallback."""
         try:
-            if self.timeout is None:
-                return await self.call(arguments)
             with anyio.fail_after(self.timeout):
                 return await self.call(arguments)
-        except Exception:
-            if self._fallback is NOT_GIVEN:
+        except Exception as error:
+            if not self.has_fallback:
                 raise
-            logger.warning("the window %s failed: its fallback is served", self.name, exc_info=True)
-            return self.fallback
+            return self.instead_of(error)
 
 
 class WindowCall(Generic[P, R]):
@@ -223,27 +224,11 @@ class Windows:
 _on: "WeakKeyDictionary[Backend, list[dict[str, Window[..., Any]]]]" = WeakKeyDictionary()
 
 
-async def side_by_side(calls: Sequence[tuple[Window[..., Any], Mapping[str, Any]]]) -> list[Any]:
+async def side_by_side(calls: Sequence[Call]) -> list[Any]:
     """What `calls` give, in their order. The first that fails ends the others, and is raised."""
-    if len(calls) == 1:
-        window, arguments = calls[0]
-        return [await window.fill(arguments)]
-    results: list[Any] = [None] * len(calls)
-    failed: list[Exception] = []
-
-    async def fill(index: int, window: Window[..., Any], arguments: Mapping[str, Any]) -> None:
-        try:
-            results[index] = await window.fill(arguments)
-        except Exception as error:
-            failed.append(error)
-            group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        for index, (window, arguments) in enumerate(calls):
-            group.start_soon(fill, index, window, arguments)
-    if failed:
-        raise failed[0]
-    return results
+    async with running(calls) as windows:
+        await windows.first_round()
+        return [await windows.result(index) for index in range(len(calls))]
 
 
 # --- what a window may be made of ----------------------------------------------------------------------

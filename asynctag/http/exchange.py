@@ -175,7 +175,7 @@ class Silence(Client):
     def _serving(self, send: Send) -> Serving:
         if self._outgoing is not None:
             return self._outgoing.exchange.serving(send)
-        return Serving(self._middleware.cache, self._asgi, send, self.context)
+        return Serving(self._middleware, self._asgi, send, self.context)
 
     async def answer_stale(self, error: Exception) -> bool:
         """As an exchange does, where one has taken its place."""
@@ -617,7 +617,7 @@ class Exchange:
 
     def serving(self, send: Send, receive: Receive | None = None) -> Serving:
         """What fills windows in the response to this request."""
-        return Serving(self.cache, self._seen(), send, self.client.context, receive)
+        return Serving(self.middleware, self._seen(), send, self.client.context, receive)
 
     def _seen(self) -> AsgiScope:
         """The request as its windows see it, on a hit and on a miss: with what is found on the way to the endpoint

@@ -220,7 +220,7 @@ class CacheMiddleware:
                     return
             start, body = messages
             if (windows := body.get("windows")) is not None:
-                serving = Serving(self.cache, scope, send, receive=receive)
+                serving = Serving(self, scope, send, receive=receive)
                 await serving.send(start, windows.segments, windows.charset)
                 return
             await send(start)
@@ -293,7 +293,7 @@ class CacheMiddleware:
                 current_exchange.reset(token)
             return
         gathering = scope_of_response(self.cache, scope)
-        send = Filling(partial(Serving, self.cache, scope, context=copy_context()), gathering, send).send
+        send = Filling(partial(Serving, self, scope, context=copy_context()), gathering, send).send
         token, scope_token = current_exchange.set(Aside(scope)), current_scope.set(gathering)
         try:
             if is_safe(scope["method"]) or self.cache._disabled:

@@ -1,26 +1,26 @@
 """Windows in responses: what they see, and how the response goes out around them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 from anyio.abc import TaskGroup
-from anyio.lowlevel import checkpoint
 from starlette.requests import Request
 
-from asynctag.cache import Cache
 from asynctag.errors import ConfigurationError, WindowError
 from asynctag.http.asgi import AsgiScope, Message, Receive, Send
 from asynctag.http.request import SCOPE_KEY, RequestCache
 from asynctag.http.rules import Headers
-from asynctag.placeholders import Places, Segments, as_bytes
+from asynctag.placeholders import Place, Places, Segments, as_bytes
+from asynctag.running import Running, running
 from asynctag.scope import Scope, current_scope, gathering_scope, scope_of_block
-from asynctag.windows import Window
+from asynctag.skeleton import woven
 
 if TYPE_CHECKING:
     from asynctag.http.exchange import Exchange, Silence
+    from asynctag.http.middleware import CacheMiddleware
 
 #: What goes out with a response that has windows: it is one user's, at one moment.
 FOR_NOBODY_ELSE = (b"cache-control", b"private, no-store")
@@ -100,36 +100,39 @@ class Serving:
     on a hit. With `receive`, which nobody else may use meanwhile, they end when the client goes away.
     """
 
-    __slots__ = ("_asgi", "_cache", "_context", "_done", "_failed", "_receive", "_send", "_waits", "begun", "gone")
+    __slots__ = ("_asgi", "_cache", "_context", "_done", "_new", "_receive", "_send", "_windows", "begun", "gone")
+
+    _windows: Running  # those of the text that is sent, `_new` by their places among them
 
     def __init__(
         self,
-        cache: Cache,
+        middleware: "CacheMiddleware",
         asgi: AsgiScope,
         send: Send,
         context: Context | None = None,
         receive: Receive | None = None,
     ) -> None:
-        self._cache = cache
+        self._cache = middleware.cache
         self._asgi = asgi
         self._send = send
         self._receive = receive
         self._done: dict[_Key, Any] = {}
-        self._waits: dict[_Key, anyio.Event] = {}
-        self._failed: Exception | None = None
+        self._new: dict[_Key, int] = {}
         #: Whether the start of the response is out.
         self.begun = False
         #: Whether the client has gone away.
         self.gone = False
         self._context = context.copy() if context is not None else copy_context()
-        self._context.run(self._enter)
+        # Where the middleware is around the whole application, that has not put itself there on a hit.
+        here = {"app": middleware.app, **asgi, SCOPE_KEY: RequestCache(self._cache, None)}
+        self._context.run(self._enter, here)
 
-    def _enter(self) -> None:
+    def _enter(self, asgi: AsgiScope) -> None:
         """Have the context be that of windows for this request."""
-        current_exchange.set(Aside({**self._asgi, SCOPE_KEY: RequestCache(self._cache, None)}))
+        current_exchange.set(Aside(asgi))
         around = gathering_scope()
         if around is not None:  # a cached computation calls the application: what is one user's stays out of it
-            if self._asgi["method"] != "HEAD":
+            if asgi["method"] != "HEAD":
                 around.forbid_store()
             block, standing = around.transaction, None
             if block is not None:  # what the windows read is of the transaction still
@@ -145,49 +148,37 @@ class Serving:
         """
         if self._asgi["method"] == "HEAD":
             await self._begin(start, None)
-            await self._send({"type": "http.response.body", "body": b"", "more_body": more})
+            await self._body(b"", more=more)
             return
+        places = {_key(place): place for place in segments.places}
+        self._new = {key: index for index, key in enumerate(key for key in places if key not in self._done)}
         find = self._cache._filling().windows.find
-        keys = [(place.name, place.params) for place in segments.places]
-        calls = {key: find(place) for key, place in zip(keys, segments.places, strict=True) if key not in self._done}
-        whole = True
-        async with anyio.create_task_group() as group:
-            for key, (window, arguments) in calls.items():
-                self._context.run(group.start_soon, partial(self._fill, key, window, arguments, group))
-            for _ in range(2):  # a round of the event loop or two: what need not wait is done then
-                if not self._has(keys):
-                    await checkpoint()
-            if not self._has(keys):
-                if self._receive is not None:
-                    group.start_soon(self._notice_leaving, self._receive, group)
-                whole = self._asgi.get("http_version") == "1.0"  # in which a body that is cut short looks whole
-                try:
-                    if whole:
-                        for key in keys:
-                            await self._result(key)
-                    else:
-                        await self._send_as_they_come(start, segments, keys, charset, more=more)
-                except Exception as error:  # raised below: the group would wrap it
-                    self._failed = error
-                group.cancel_scope.cancel()
-        if self._failed is not None:
-            raise self._failed
-        if whole and not self.gone:
-            body = b"".join(self._woven(segments, keys, charset))
-            await self._begin(start, None if more else len(body))
-            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        async with running([find(places[key]) for key in self._new], self._context) as self._windows:
+            if await self._windows.first_round():
+                await self._send_whole(start, segments, charset, more=more)
+                return
+            for key in self._new:
+                self._has(key)  # raises what failed by now, while nothing is out
+            # In HTTP/1.0 a body that is cut short looks whole.
+            send = self._send_whole if self._asgi.get("http_version") == "1.0" else self._send_as_they_come
+            sending = partial(send, start, segments, charset, more=more)
+            if self._receive is None:
+                await sending()
+            else:
+                await self._while_there(sending, self._receive)
 
-    async def _fill(self, key: _Key, window: Window[..., Any], arguments: dict[str, Any], group: TaskGroup) -> None:
-        try:
-            self._done[key] = await window.fill(arguments)
-        except Exception as error:
-            # What a framework makes a page of, as an HTTPException, is no page in the middle of another.
-            self._failed = WindowError(f"the window {window.name} failed, and has no fallback: {error!r}")
-            self._failed.__cause__ = error
+    async def _while_there(self, sending: Callable[[], Awaitable[None]], receive: Receive) -> None:
+        """Send until the client goes away."""
+        failed: Exception | None = None
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._notice_leaving, receive, group)
+            try:
+                await sending()
+            except Exception as error:  # which the group would put into one of its own
+                failed = error
             group.cancel_scope.cancel()
-        else:
-            if key in self._waits:
-                self._waits[key].set()
+        if failed is not None:
+            raise failed
 
     async def _notice_leaving(self, receive: Receive, group: TaskGroup) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -195,32 +186,40 @@ class Serving:
         self.gone = True
         group.cancel_scope.cancel()
 
-    def _has(self, keys: Sequence[_Key]) -> bool:
-        return all(key in self._done for key in keys)
+    async def _send_whole(self, start: Message | None, segments: Segments, charset: str, *, more: bool) -> None:
+        body = woven(segments.parts, [await self._text(place, charset) for place in segments.places])
+        await self._begin(start, None if more else len(body))
+        await self._body(body, more=more)
 
-    async def _result(self, key: _Key) -> Any:
-        if key not in self._done:
-            waits = self._waits[key] = anyio.Event()
-            await waits.wait()
-        return self._done[key]
-
-    async def _send_as_they_come(
-        self, start: Message | None, segments: Segments, keys: Sequence[_Key], charset: str, *, more: bool
-    ) -> None:
+    async def _send_as_they_come(self, start: Message | None, segments: Segments, charset: str, *, more: bool) -> None:
         await self._begin(start, None)
         ready = [segments.parts[0]]
-        for key, place, part in zip(keys, segments.places, segments.parts[1:], strict=True):
-            if key not in self._done and ready:
-                await self._send({"type": "http.response.body", "body": b"".join(ready), "more_body": True})
+        for place, part in zip(segments.places, segments.parts[1:], strict=True):
+            if ready and not self._has(_key(place)):
+                await self._body(b"".join(ready), more=True)
                 ready = []
-            ready += (as_bytes(await self._result(key), place, charset), part)
-        await self._send({"type": "http.response.body", "body": b"".join(ready), "more_body": more})
+            ready += (await self._text(place, charset), part)
+        await self._body(b"".join(ready), more=more)
 
-    def _woven(self, segments: Segments, keys: Sequence[_Key], charset: str) -> list[bytes]:
-        woven = [segments.parts[0]]
-        for key, place, part in zip(keys, segments.places, segments.parts[1:], strict=True):
-            woven += (as_bytes(self._done[key], place, charset), part)
-        return woven
+    async def _text(self, place: Place, charset: str) -> bytes:
+        key = _key(place)
+        if key not in self._done:
+            try:
+                self._done[key] = await self._windows.result(self._new[key])
+            except Exception as error:
+                raise self._failure(error) from error
+        return as_bytes(self._done[key], place, charset)
+
+    def _has(self, key: _Key) -> bool:
+        try:
+            return key in self._done or self._windows.is_done(self._new[key])
+        except Exception as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> WindowError:
+        """What a framework has a page for, as an HTTPException, has none in the middle of another."""
+        what = f"{self._asgi['method']} {self._asgi['path']}"
+        return WindowError(f"a window in the response to {what} failed, and has no fallback: {error!r}")
 
     async def _begin(self, start: Message | None, length: int | None) -> None:
         if start is None:
@@ -229,6 +228,13 @@ class Serving:
             start = {**start, "headers": [*start["headers"], (b"content-length", b"%d" % length)]}
         self.begun = True
         await self._send(start)
+
+    async def _body(self, body: bytes, *, more: bool) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+def _key(place: Place) -> _Key:
+    return place.name, place.params
 
 
 class Filling:

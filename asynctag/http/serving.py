@@ -285,6 +285,7 @@ class Filling:
             self._rest = b""
             if self._out or (self._serving is not None and self._serving.begun):
                 self._cut = error
+            self._start = None  # of nothing that is to come
             raise
 
     async def _send_filled(self, places: Places, body: bytes, *, more: bool, hold: bool) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from operator import eq
 from operator import is_ as is_the_same
 from typing import Any
@@ -53,6 +53,21 @@ class Doors:
             return f"<{number}>"
 
         self.door = door
+
+
+class Pieces:
+    """A body in pieces: no generator, which would have to be closed where it is left behind."""
+
+    def __init__(self, pieces: Iterable[str]) -> None:
+        self._pieces = iter(pieces)
+
+    def __aiter__(self) -> "Pieces":
+        return self
+
+    async def __anext__(self) -> str:
+        for piece in self._pieces:
+            return piece
+        raise StopAsyncIteration
 
 
 def of_text(text: Callable[[], str]) -> Any:
@@ -207,7 +222,7 @@ async def test_a_window_that_fails_before_anything_is_out_is_a_500(cache: Cache,
     call = await ask(app, headers={"x-fail": "1"})
     assert (call.status, call.text) == (500, "Internal Server Error")
     assert isinstance(call.error, WindowError)
-    assert str(call.error) == "the window fails failed, and has no fallback: LookupError('x')"
+    assert str(call.error) == "a window in the response to GET / failed, and has no fallback: LookupError('x')"
     assert isinstance(call.error.__cause__, LookupError)
     assert doors.began == doors.cancelled == [0]
 
@@ -335,7 +350,7 @@ async def test_a_streamed_page_whose_client_goes_away_ends_its_windows(cache: Ca
     doors = Doors(cache)
 
     async def page(request: Request) -> Response:
-        return StreamingResponse(iter([f"a{doors.door(0)}b", "c"]))
+        return StreamingResponse(Pieces([f"a{doors.door(0)}b", "c"]))
 
     app = page_app(cache, page, {"public": True})
     with anyio.fail_after(10):
@@ -396,43 +411,32 @@ async def test_a_placeholder_may_be_cut_at_every_byte(cache: Cache) -> None:
         "f": "\\",
         "g": 'say "x"say "x"',
     }
-    cut: Callable[[bytes], list[bytes]]
+    places: list[int] = []
+    lengths: set[int] = set()
 
     def chunks() -> list[bytes]:
-        return cut(quoting(value, text).encode())
+        body = quoting(value, text).encode()
+        lengths.add(len(body))
+        return [body[start:end] for start, end in zip([0, *places], [*places, len(body)], strict=True)]
 
     app = CacheMiddleware(in_chunks(chunks, PUBLIC, JSON), cache=cache)
 
-    async def check() -> None:
+    async def check(*cuts: int) -> None:
+        places[:] = cuts
         await cache.clear()
         for hit in (False, True):
             call = await ask(app)
-            assert call.error is None, (cut(b"0123456789"*40), call.error)
-            assert (json.loads(call.body), call.hit) == (expected, hit), call.body
+            assert call.error is None, (cuts, call.error)
+            assert (json.loads(call.body), call.hit) == (expected, hit), (cuts, call.body)
 
-    lengths: list[int] = []
-
-    def whole(body: bytes) -> list[bytes]:
-        lengths.append(len(body))
-        return [body]
-
-    cut = whole
     await check()
     (length,) = lengths
     for at in range(length + 1):
-        cut = lambda body, at=at: [body[:at], body[at:]]  # type: ignore[misc]  # noqa: E731
-        await check()
-    cut = lambda body: [body[at : at + 1] for at in range(len(body))]  # noqa: E731
-    await check()
+        await check(at)
+    await check(*range(1, length))
     chance = random.Random(7)
     for _ in range(50):
-        places = sorted(chance.randrange(length) for _ in range(chance.randrange(8)))
-        cut = (
-            lambda body, places=places: [  # type: ignore[misc]
-                body[start:end] for start, end in zip([0, *places], [*places, len(body)], strict=True)
-            ]
-        )
-        await check()
+        await check(*sorted(chance.randrange(length) for _ in range(chance.randrange(8))))
 
 
 @pytest.mark.parametrize("policy", [None, {}, {"public": True}])
@@ -480,7 +484,7 @@ async def test_nobody_waits_for_the_windows_of_another(cache: Cache) -> None:
         return current_request().headers["x-user"]
 
     async def page(request: Request) -> Response:
-        return StreamingResponse(iter([f"Hello {slow_for_alice()} ", "!"]))
+        return StreamingResponse(Pieces([f"Hello {slow_for_alice()} ", "!"]))
 
     for policy in ({"public": True}, {"key": lambda request: "everybody's"}):
         app = page_app(cache, page, policy)
@@ -520,12 +524,8 @@ async def test_the_first_window_after_the_headers_are_out(
     headers, fine = SENT_AS[said]
 
     async def page(request: Request) -> Response:
-        async def body() -> AsyncIterator[str]:
-            yield "first "
-            yield f"second {visitor()} "
-            yield f"third {visitor()}"
-
-        return StreamingResponse(body(), headers=headers)
+        texts = (text() for text in (lambda: "first ", lambda: f"second {visitor()} ", lambda: f"third {visitor()}"))
+        return StreamingResponse(Pieces(texts), headers=headers)
 
     call = await ask(page_app(cache, page, policy), headers=ALICE)
     if fine:
@@ -543,7 +543,8 @@ async def test_a_placed_window_has_the_headers_say_that_more_may_come(cache: Cac
 
     async def page(request: Request) -> Response:
         placed = visitor()
-        return StreamingResponse(iter(["", "first ", f"second {placed}"]), headers={"cache-control": "max-age=60"})
+        pieces = Pieces(["", "first ", f"second {placed}"])
+        return StreamingResponse(pieces, headers={"cache-control": "max-age=60"})
 
     call = await ask(page_app(cache, page), headers=ALICE)
     assert (call.text, is_for_one(call)) == ("first second alice", True)
@@ -684,7 +685,7 @@ async def test_an_application_that_goes_on_after_a_failure_makes_no_page_look_wh
     if out:
         assert len(errors) == 2
         assert not ended(call)
-        assert call.text in ("first.. ", "first..")
+        assert b"first.. ".startswith(call.body)
     else:
         assert len(errors) == 1
         assert (call.status, call.text) == (503, "last")

@@ -41,6 +41,7 @@ class Scope:
 
     __slots__ = (
         "_lock",
+        "_root",
         "_said",
         "backend",
         "closed",
@@ -88,14 +89,16 @@ class Scope:
         self.flights: tuple[Flight, ...] = ()
         self._said = False
         self._lock = threading.RLock()
+        around = nearest_open(parent)
+        self._root = None if around is None else around.root  # its own would be a cycle
 
     @property
     def root(self) -> "Scope":
-        """The outermost computation around this one, or the response that it is for: there windows are filled."""
-        scope = self
-        while scope.parent is not None and not scope.is_response:
-            scope = scope.parent
-        return scope
+        """The outermost computation around this one, or the response that it is for: there windows are filled.
+
+        As of when this one began: what is over by then is not around it, and what ends meanwhile stays its root.
+        """
+        return self if self.is_response or self._root is None else self._root
 
     def absorb(self, entry: Entry, backend: Backend | None, *, stale: bool = False) -> None:
         """Take up the tags and the remaining time of an entry that the computation used."""
@@ -130,9 +133,7 @@ class Scope:
 
     def _receiver(self) -> "Scope | None":
         """This scope, or the nearest around it that is open: that one may wait for a task that outlived this."""
-        scope: Scope | None = self
-        while scope is not None and scope.closed:
-            scope = scope.parent
+        scope = nearest_open(self)
         if scope is None:
             self._say_closed()
         return scope
@@ -203,7 +204,11 @@ def live_scope() -> Scope | None:
 
 def gathering_scope() -> Scope | None:
     """The computation that gathers what is read here: the nearest around that is not over."""
-    scope = current_scope.get()
+    return nearest_open(current_scope.get())
+
+
+def nearest_open(scope: Scope | None) -> Scope | None:
+    """`scope`, or the nearest around it that is not over. A block's stands for no computation, and counts as over."""
     while scope is not None and scope.closed:
         scope = scope.parent
     return scope

@@ -291,6 +291,7 @@ def test_a_whole_string_of_json_is_any_value(
     [
         lambda one: [f"a {one}"],
         lambda one: [f'"{one}"'],
+        lambda one: [f'"{one}', f'{one}"'],
         lambda one: [f"\\{one}\\"],
         lambda one: [f'\\"{one}\\"'],
         lambda one: {one: 1},

@@ -397,7 +397,8 @@ def test_any_part_that_is_long_enough_is_seen(data: st.DataObject) -> None:
     one = str(here.place(BADGE))
     start = data.draw(st.integers(0, len(one)))
     end = data.draw(st.integers(start, len(one)))
-    text = data.draw(st.text()) + one[start:end] + data.draw(st.text())
+    around = st.text("ab &;<>é\n")  # without digits, which might go on with it
+    text = data.draw(around) + one[start:end] + data.draw(around)
     if start == 0 and end == len(one):
         assert split(text, here) is not None
     elif any(start <= first and first + 14 <= end for first in (0, 8, 30, 38)):

@@ -687,6 +687,7 @@ class Filler:
     def open_scope(self, job: Job, parent: Scope | None, flights: tuple[Flight, ...], *, renewing: bool) -> Scope:
         renewing = renewing or (parent is not None and parent.renewing)
         scope = Scope(job.name, self.backend, job.namespace, parent, renewing=renewing)
+        scope.refuse_windows(job.tags, "an argument or a tag")
         scope.tags.update(job.tags)
         scope.flights = flights
         for flight in flights:

@@ -38,12 +38,20 @@ _making = threading.Lock()
 #: As the text was placed: as it is, or by something that asked for HTML (`__html__`).
 _AS_IS, _AS_HTML = "1", "2"
 
-#: What follows the first side: the `&`, as often escaped as it was, how it was placed, a number, the other side.
-_REST = re.compile(rf"(&(?:amp;|AMP;|#38;|#x26;)*|\\u0026|%26)([{_AS_IS}{_AS_HTML}])([0-9]{{6}})([0-9]{{{_SIDE}}})")
+#: The `&`, as often escaped as it was: in text, in a script, in a URL, in a URL in a URL.
+_ESCAPED = (
+    r"&(?:amp;|AMP;|#38;|#x26;)*",
+    r"\\u0026(?:amp;|#38;|#x26;)*",
+    r"%26(?:amp%3B|%2338%3B|%23x26%3B)*",
+    r"%(?:25)+26",
+)
+
+#: What follows the first side: that, how it was placed, a number, the other side.
+_REST = re.compile(rf"({'|'.join(_ESCAPED)})([{_AS_IS}{_AS_HTML}])([0-9]{{6}})([0-9]{{{_SIDE}}})")
 _REST_OF_BYTES = re.compile(_REST.pattern.encode())
 
 #: A placeholder is no longer than that in a body, escaped or not, with the quotes around it.
-LONGEST = 2 * _SIDE + 64
+LONGEST = 2 * _SIDE + 16 + len("amp%3B") * MAX_STEPS
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -261,15 +269,16 @@ class Places:
             raise WindowError(f"a placeholder in {self.name} was changed: there is none of the number {number}")
         place = self._placed[int(number)]
         how = place.how + ("h" if way == _AS_HTML else "")
-        in_script = escaped == "\\u0026"
-        if quotes and not how and (in_script or (json and escaped == "&")):
+        in_script = escaped.startswith("\\")
+        if quotes and not how and (escaped == "\\u0026" or (json and escaped == "&")):
             return Place(place.name, place.params, "V" if in_script else "v"), True
+        how += "e" * (escaped.count(";") + escaped.count("%3B"))
         if in_script:
             how += "s"
-        elif escaped == "%26":
-            how += "u"
-        else:
-            how += "e" * escaped.count(";") + ("j" if json else "")
+        elif escaped.startswith("%"):
+            how += "u" * (1 + escaped.count("25"))
+        elif json:
+            how += "j"
         if len(how) > MAX_STEPS:
             raise WindowError(f"{place.window} was escaped more than {MAX_STEPS} times in {self.name}: escape it once")
         return Place(place.name, place.params, how), False

@@ -7,6 +7,7 @@ of them; the variable only points at it.
 
 import logging
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from contextvars import ContextVar, Token
 from math import inf
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from asynctag.backends.base import OF_NO_EPOCH, Backend, Entry, Stamp
+from asynctag.errors import WindowError
 from asynctag.names import tag_name
 from asynctag.tags import check_tag
 
@@ -165,6 +167,15 @@ class Scope:
         if scope is not None:
             scope.no_store = True
 
+    def refuse_windows(self, texts: Iterable[str], what: str) -> None:
+        """Raise `WindowError` where the placeholder of a window stands in one of `texts`, which are to be `what`."""
+        places = self.root.places
+        if places is not None and any(map(places.stands_in, texts)):
+            raise WindowError(
+                f"{self.name}: {what} holds the placeholder of a window, and what that returns is not there yet; it "
+                f"would be another one each time. Leave the window out"
+            )
+
     def _say_closed(self) -> None:
         if not self._said:
             self._said = True
@@ -232,11 +243,13 @@ def add_tags(*tags: str) -> None:
     computation carries them too. In a task that outlived its computation they count for the one
     around it; outside any computation this does nothing (after one, it is logged once, at DEBUG).
 
-    Raises `InvalidTagError` for a tag that is empty, not a string, or over 1 KiB.
+    Raises `InvalidTagError` for a tag that is empty, not a string, or over 1 KiB, `WindowError` for one that is made
+    of a window: what that returns is not there yet.
     """
     checked = [check_tag(one) for one in tags]
     scope = current_scope.get()
     if scope is not None:
+        scope.refuse_windows(checked, "a tag")
         scope.gather({tag_name(scope.namespace, one) for one in checked}, scope.backend)
 
 

@@ -11,7 +11,7 @@ import markupsafe
 import msgspec
 import pydantic
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asynctag import CorruptEntryError, ValueNotCacheableError, WindowError
@@ -51,6 +51,10 @@ class Model(pydantic.BaseModel):
     number: int = 0
     share: float = 0.5
     inner: "list[Model]" = []
+
+
+class Data(pydantic.BaseModel):
+    data: bytes
 
 
 class Renewed(pydantic.BaseModel):
@@ -107,6 +111,8 @@ VALUES: dict[str, tuple[object, Make, str]] = {
         "n",
     ),
     "model that was not checked": (Model, lambda badge, cart: Model.model_construct(name=badge), "n"),
+    "a model's bytes": (Data, lambda badge, cart: Data(data=b"<" + badge.encode()), "n"),
+    "a model's whole bytes": (Data, lambda badge, cart: Data(data=badge.encode()), "n"),
     "models": (dict[str, list[Model]], lambda badge, cart: {"a": [Model(name=badge), Model(name=f"{cart}")]}, "n"),
     "model with what is made anew": (Renewed, lambda badge, cart: Renewed(name=f"{badge} {cart}"), "f"),
     "model by alias": (Aliased, lambda badge, cart: Aliased(**{"the-name": badge}), "a"),
@@ -275,6 +281,7 @@ def test_every_way_of_cutting_it_short(name: str) -> None:
         codec(annotation).decode(data + b"\x00")
 
 
+@settings(deadline=None)
 @given(data=st.binary(), annotation=st.sampled_from([NOT_GIVEN, str, dict[str, str], Page, Model, Renewed]))
 def test_any_bytes_behind_the_mark(data: bytes, annotation: object) -> None:
     """A value or none."""
@@ -318,6 +325,7 @@ def stored(draw: st.DrawFn) -> bytes:
     return MARK + msgspec.msgpack.encode([way, draw(st.sampled_from([packed, b"", b"\xc1", b'{"name":""}'])), holes])
 
 
+@settings(deadline=None)
 @given(data=stored(), annotation=st.sampled_from([NOT_GIVEN, str, bytes, Any, list[Any], dict[str, Any], Page, Model]))
 def test_nearly_skeletons(data: bytes, annotation: object) -> None:
     """Paths that lead nowhere, texts that are none, holes in holes: a value or none."""

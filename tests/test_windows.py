@@ -708,6 +708,46 @@ async def test_a_window_as_an_argument(shop: Shop) -> None:
         await page(lambda: anything({f"{shop.bold()}": 1}))()
 
 
+async def test_a_window_in_a_key_or_a_tag(shop: Shop) -> None:
+    """Each time it would be another one: never found again, or never invalidated."""
+    cache = shop.cache
+
+    @cache.cached(name="part", tags=["of:{name}"])
+    async def part(name: str) -> str:
+        return name
+
+    async def many() -> Any:
+        async def build(keys: list[str]) -> dict[str, str]:
+            return dict.fromkeys(keys, "x")
+
+        return await cache.get_or_set_many([f"{shop.greeting()}"], build)
+
+    async def tagged() -> None:
+        add_tags("fine", f"of:{shop.greeting()}")
+
+    for compute, said in [
+        (lambda: part(f"{shop.greeting()}"), "an argument or a tag holds the placeholder of a window"),
+        (lambda: part.uncached(f"a {shop.greeting()}"), "an argument or a tag holds the placeholder of a window"),
+        (lambda: cache.get_or_set(f"{shop.greeting()}", part), "an argument or a tag holds the placeholder"),
+        (many, "an argument or a tag holds the placeholder of a window"),
+        (tagged, "page 4: a tag holds the placeholder of a window, and what that returns is not there yet"),
+    ]:
+        page = cache.cached(name=f"page {4 if compute is tagged else id(compute)}")(awaiting(compute))
+        for _ in range(2):
+            with pytest.raises(WindowError) as caught:
+                await page()
+            assert said in str(caught.value).replace("page 4()", "page 4")
+        await assert_miss(page)
+    assert not cache._filling().flights._open
+
+
+def awaiting(call: Callable[[], Awaitable[Any]]) -> Callable[[], Any]:
+    async def compute() -> Any:
+        return await call()
+
+    return compute
+
+
 async def test_a_window_of_another_backend(shop: Shop) -> None:
     """Those who read the page there do not know it: neither placed, nor in what another cache gives."""
     other = Cache(MemoryBackend(), default_ttl=60)

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import jinja2
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup, escape
 
@@ -205,8 +205,10 @@ plain_texts: st.SearchStrategy[Node] = st.recursive(
     max_leaves=5,
 )
 
+changed_texts = st.builds(Changed, st.sampled_from([quote, html_escape]), plain_texts)
+
 pages: st.SearchStrategy[Node] = st.recursive(
-    plain_texts | st.builds(Changed, st.just(quote), plain_texts),
+    plain_texts | changed_texts | st.builds(Changed, st.just(quote), changed_texts),
     lambda inner: st.one_of(
         st.builds(Woven, st.sampled_from(WAYS), some(inner)),
         st.builds(Cached, st.just(str), inner),
@@ -269,6 +271,7 @@ async def hold_against_plain_python(backend: Backend, root: Cached, warm: list[C
 
 
 @pytest.mark.parametrize("backend", [MemoryBackend, Remote])
+@settings(deadline=None)
 @given(data=st.data())
 def test_pages_are_what_plain_python_makes(backend: type[MemoryBackend], data: st.DataObject) -> None:
     """On the backend that keeps values, and on one that keeps bytes."""

@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from hiredis import ReplyError
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
@@ -1016,6 +1017,19 @@ async def test_what_comes_again_is_known_by_its_bytes(
             patch.setattr(link.connection, "_parse", parsed.append)
             assert await value(backend) == "a value"
         assert parsed == []
+
+
+@pytest.mark.parametrize(
+    "info", [b"run_id:another\r\nmaster_replid:another\r\n", b"", None, 1, [b"run_id:a"], ReplyError()]
+)
+async def test_a_server_that_is_another_or_does_not_say_is_left(backend: RedisBackend, info: Any) -> None:
+    """Once a second it is asked who it is. Where it refuses to say that now, it may be the one that it was."""
+    await put(backend)
+    link = await backend._client.link()
+    link._see_who(info)
+    refused = isinstance(info, ReplyError)
+    assert (link.moved, link.connection.closed) == (not refused, not refused)
+    assert await value(backend) == "a value"
 
 
 async def test_only_what_nobody_can_change_is_decoded_once(backend: RedisBackend) -> None:

@@ -284,22 +284,21 @@ class Connection(asyncio.Protocol):
         What they send then is written at the end.
         """
         at_once = _SHOWS_CALLBACKS and asyncio.current_task(self._loop) is None
-        left = iter(answered)
         self._will_flush = True
         try:
-            for future, _, _, (_, replies) in left:
+            for future, _, _, (_, replies) in answered:
                 waiting = future._callbacks if at_once else None
                 if waiting is not None and len(waiting) == 1:  # the step of a task
                     ((go_on, context),) = waiting
                     future.remove_done_callback(go_on)
                     future.set_result(replies)
-                    context.run(go_on, future)
+                    try:
+                        context.run(go_on, future)
+                    except BaseException as error:  # A task may end the loop, but not by ways of the transport.
+                        self._loop.call_soon(_raise, error)
                 elif not future.done():  # Its caller may have been cancelled.
                     future.set_result(replies)
         finally:
-            for future, _, _, (_, replies) in left:  # Of whom one before has ended the loop.
-                if not future.done():
-                    future.set_result(replies)
             self._will_flush = False
             self._flush()
 
@@ -477,6 +476,10 @@ def _cut(expected: list[bytes], data: bytes) -> int:
             break
         at += len(one)
     return at
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _lost(message: str) -> ConnectionLostError:

@@ -108,7 +108,7 @@ class Flights:
         self._side_by_side: OrderedDict[str, float] = OrderedDict()  # in the order of their ends
         #: How many flights have begun, and how many have landed. A caller keeps these numbers from when it came.
         self.begun = self.landed = 0
-        self._landings = array("L", bytes(_SLOTS * array("L").itemsize))
+        self._landings = array("Q", bytes(_SLOTS * array("Q").itemsize))
 
     def landings(self, key: str) -> int:
         """How many had landed when one of `key` (or of a few other keys) did last."""

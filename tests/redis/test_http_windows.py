@@ -1,4 +1,4 @@
-"""Responses with windows on Redis: filled in whatever process serves them, and never by what somebody else wrote there."""
+"""Responses with windows on Redis: filled by whatever process serves them, never by what somebody else wrote there."""
 
 import logging
 from collections.abc import Callable

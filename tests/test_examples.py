@@ -11,9 +11,11 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 from uuid import uuid4
 
 import httpx
@@ -28,7 +30,7 @@ from examples.atlas import demo, serve
 from examples.atlas.app import EDITOR_KEY, check, create_app
 from examples.atlas.catalogue import cache as atlas_cache
 from examples.atlas.connections import connections_to
-from examples.atlas.data import Database
+from examples.atlas.data import Airport, Database
 from tests.redis.servers import Server, binaries, eventually
 
 ROOT = Path(__file__).parents[1]
@@ -282,6 +284,7 @@ async def test_atlas_guard_stands_before_the_hit() -> None:
 async def test_atlas_pages_are_well_formed() -> None:
     """Every kind of page: whole HTML; a page for a browser where there is nothing, JSON for others."""
     async with client_of(create_app(), atlas_cache) as client:
+        client.cookies.update({"name": "Ann", "favourite": "LSZS"})
         for path in ("/", "/countries/US?page=3", "/airports/KJFK", "/airports/KJFK/edit", "/airports/_AYM"):
             page = await client.get(path)
             assert page.status_code == 200
@@ -303,6 +306,94 @@ async def test_atlas_is_not_filled_by_queries_and_cookies() -> None:
         await client.get("/airports/LSZS")
         assert await outcomes(client, "/airports/LSZS?a=1", "/airports/LSZS?b=2") == ["hit", "hit"]
         assert outcome(await client.get("/airports/LSZS", headers={"Cookie": "theme=dark"})) == "hit"
+
+
+@asynccontextmanager
+async def visitors_of(app: object) -> AsyncIterator[tuple[httpx.AsyncClient, httpx.AsyncClient]]:
+    """Two, each with cookies of their own."""
+    async with client_of(app, atlas_cache) as one:
+        transport = httpx.ASGITransport(app)  # type: ignore[arg-type]
+        async with httpx.AsyncClient(transport=transport, base_url="http://example") as other:
+            yield one, other
+
+
+def windows_of(answer: httpx.Response) -> str:
+    return demo.windows_of(answer.text)
+
+
+@pytest.mark.anyio
+@on_asyncio
+async def test_atlas_greets_each_visitor_on_one_page() -> None:
+    """Cached once, for both: each is greeted by name, on every page, with nothing kept by the browser."""
+    paths = "/", "/countries/CH", "/airports/LSZS"
+    async with visitors_of(create_app()) as (ann, bob):
+        for visitor, name in ((ann, "Ann"), (bob, "Bob Żółć; Domain=x, 100%")):
+            answer = await visitor.get("/hello", params={"name": name})
+            assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        assert await outcomes(ann, *paths) == ["miss"] * 3
+        for path in paths:
+            for visitor, name in ((ann, "Ann"), (bob, "Bob Żółć; Domain=x, 100%")):
+                answer = await visitor.get(path)
+                assert outcome(answer) == "hit"
+                assert windows_of(answer) == f"Hello, {name}!"
+                assert answer.headers["cache-control"] == "private, no-store"
+                assert "etag" not in answer.headers
+        for forgotten in ("", "x" * 41, "two\nlines"):
+            await ann.get("/hello", params={"name": "Ann"})
+            await ann.get("/hello", params={"name": forgotten})
+            assert windows_of(await ann.get("/")) == "Hello, stranger!"
+        assert await outcomes(bob, *paths) == ["hit"] * 3  # who says a name changes no page
+
+
+@pytest.mark.anyio
+@on_asyncio
+async def test_atlas_favourite_shows_an_edit_on_pages_that_stay() -> None:
+    """A window has what it shows from the cache, too, by tags that are not the page's."""
+    async with visitors_of(create_app()) as (ann, bob):
+        assert (await ann.get("/airports/LSZS/favourite")).headers["location"] == "/airports/LSZS"
+        await bob.get("/airports/LIRF/favourite")
+        assert (await ann.get("/airports/XXXX/favourite")).status_code == 404
+        assert await outcomes(ann, "/countries/IT", "/airports/LSZS") == ["miss", "miss"]
+        assert windows_of(await bob.get("/countries/IT")).startswith("Hello, stranger! ★ Leonardo")
+        assert (await edit_by(bob, name="Engadin")).status_code == 303
+        for visitor, starred in ((ann, "★ Engadin"), (bob, "★ Leonardo")):
+            answer = await visitor.get("/countries/IT")
+            assert outcome(answer) == "hit"
+            assert starred in windows_of(answer)
+        assert [outcome(await visitor.get("/airports/LSZS")) for visitor in (ann, bob)] == ["miss", "hit"]
+
+
+@pytest.mark.anyio
+@on_asyncio
+async def test_atlas_takes_no_cookie_for_markup_or_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients write into cookies what they like: it stays text, and what is no airport is not looked up."""
+    looked_up: set[str] = set()
+    airport = Database.airport
+
+    def noted(database: Database, icao: str) -> Airport | None:
+        looked_up.add(icao)
+        return airport(database, icao)
+
+    monkeypatch.setattr(Database, "airport", noted)
+    names = "<script>alert(1)</script>", "&lt;b&gt;", '"><img src=x onerror=alert(1)>', "{visitor} {{7*7}} <!--#include"
+    async with client_of(create_app(), atlas_cache) as client:
+        plain = (await client.get("/airports/LSZS")).text
+        for name in names:
+            for value in (name.replace(";", ""), quote(name)):
+                answer = await client.get("/airports/LSZS", headers={"Cookie": f"name={value}; favourite={value}"})
+                assert (answer.status_code, outcome(answer)) == (200, "hit")
+                shown = unquote(value)
+                assert f"Hello, {shown}!" in "".join(WellFormed(answer.text).text)
+                assert answer.text.replace(escape(shown), "stranger") == plain
+        for code in ("lszs", "LSZS LIRF", "../x", "ÀÀÀÀ", "LSZS%0A", "XXXX"):
+            answer = await client.get("/", headers={"Cookie": f"favourite={code}; name={'x' * 41}".encode()})
+            assert windows_of(answer) == "Hello, stranger!"
+        assert "XXXX" in looked_up
+        assert all(re.fullmatch("[A-Z0-9_]{4}", icao) for icao in looked_up)
+
+
+async def edit_by(client: httpx.AsyncClient, *, name: str) -> httpx.Response:
+    return await client.post("/airports/LSZS/edit", data={"name": name, "elevation": "5600"})
 
 
 # --- the atlas on Redis ----------------------------------------------------------------------------------

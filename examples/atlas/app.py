@@ -35,18 +35,14 @@ from asynctag.backends.redis import RedisBackend
 from asynctag.http import CacheMiddleware, cache_response
 from asynctag.integrations.fastapi import CacheDep, cache_policy
 from examples.atlas import pages
-from examples.atlas.catalogue import Catalogue, cache
+from examples.atlas.catalogue import Catalogue, CatalogueDep, cache
 from examples.atlas.connections import connections_to
-from examples.atlas.data import Airport, Database, Writing
+from examples.atlas.data import ICAO, Airport, Database, Writing
+from examples.atlas.visitors import as_cookie, is_name
 
 EDITOR_KEY = "only for the demo"
 
 # --- what the routes depend on ---------------------------------------------------------------------------
-
-
-def get_catalogue(request: Request) -> Catalogue:
-    catalogue: Catalogue = request.app.state.catalogue
-    return catalogue
 
 
 def require_editor(x_editor_key: Annotated[str | None, Header()] = None) -> None:
@@ -54,8 +50,7 @@ def require_editor(x_editor_key: Annotated[str | None, Header()] = None) -> None
         raise HTTPException(403, "For editors: send the header X-Editor-Key")
 
 
-CatalogueDep = Annotated[Catalogue, Depends(get_catalogue)]
-Icao = Annotated[str, Path(pattern="^[A-Z0-9_]{4}$")]
+Icao = Annotated[str, Path(pattern=f"^{ICAO}$")]
 CountryCode = Annotated[str, Path(pattern="^[A-Z]{2}$")]
 PageNumber = Annotated[int, Query(ge=1, le=1000)]
 
@@ -97,6 +92,7 @@ site = APIRouter(default_response_class=HTMLResponse)
 # `cookies=()`: no cookie changes these pages. Without it, a browser that sends any would get nothing from the
 # cache. `query=`: the parameters that count; with the others ignored, nobody fills the cache with `/?1`, `/?2`.
 # No `tags=`: the responses get theirs from the cached functions that they were rendered with.
+# What is the visitor's own on these pages is in windows (`visitors.py`): what is cached is the page around them.
 
 
 @site.get("/")
@@ -119,6 +115,27 @@ async def country(code: CountryCode, catalogue: CatalogueDep, page: PageNumber =
 @cache_response(ttl=600, public=True, cookies=(), query=())
 async def airport(shown: ExistingAirport, catalogue: CatalogueDep) -> str:
     return pages.airport(shown, await catalogue.nearby(shown.icao))
+
+
+# --- visitors ----------------------------------------------------------------------------------------------
+
+# They write a cookie and change nothing for others, hence GET: the page that a POST redirects to has changed, as caches
+# understand it (RFC 9111 §4.4), and would go for everybody.
+
+
+@site.get("/hello")
+async def hello(name: str = "") -> Response:
+    """Remember the visitor's name, or forget it if it is none."""
+    answer = RedirectResponse("/", 303)
+    answer.set_cookie("name", as_cookie(name) if is_name(name) else "", httponly=True, samesite="lax")
+    return answer
+
+
+@site.get("/airports/{icao}/favourite")
+async def set_favourite(shown: ExistingAirport) -> Response:
+    answer = RedirectResponse(f"/airports/{shown.icao}", 303)
+    answer.set_cookie("favourite", shown.icao, httponly=True, samesite="lax")
+    return answer
 
 
 # --- editing -----------------------------------------------------------------------------------------------

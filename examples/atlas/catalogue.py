@@ -10,8 +10,10 @@ gets the tags of all that it was built from, and goes when any of them is invali
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import anyio.to_thread
+from fastapi import Depends, Request
 
 from asynctag import Cache
 from examples.atlas.data import Airport, Database
@@ -89,3 +91,11 @@ class Catalogue:
     @cache.cached
     async def suspicious(self) -> tuple[Airport, ...]:
         return await anyio.to_thread.run_sync(self.database.suspicious)
+
+
+async def get_catalogue(request: Request) -> Catalogue:
+    catalogue: Catalogue = request.app.state.catalogue
+    return catalogue
+
+
+CatalogueDep = Annotated[Catalogue, Depends(get_catalogue)]

@@ -17,6 +17,9 @@ from examples.atlas.connections import Connection, Connections
 
 PAGE_SIZE = 50
 
+#: What the code of an airport looks like.
+ICAO = "[A-Z0-9_]{4}"
+
 
 @dataclass(frozen=True, slots=True)
 class Airport:

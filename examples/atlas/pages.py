@@ -1,16 +1,20 @@
-"""The pages, as plain functions from data to HTML. They know nothing of caching."""
+"""The pages, as plain functions from data to HTML. They know nothing of caching, nor of who is looking.
+
+What is the visitor's own stands in windows, which are placed as any other value is.
+"""
 
 from collections.abc import Iterable, Mapping
-from html import escape
 
 from examples.atlas.catalogue import Country, Summary
 from examples.atlas.data import PAGE_SIZE, Airport
+from examples.atlas.markup import Html, html, join
+from examples.atlas.visitors import MAX_NAME, favourite, visitor
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --link: light-dark(#0b57d0, #8ab4f8); }
 * { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
-nav { margin-bottom: 1.5rem; } a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
+a { color: var(--link); text-decoration: none; } a:hover { text-decoration: underline; }
 h1 { line-height: 1.2; margin: 0 0 .5rem; } h2 { margin: 2rem 0 .5rem; font-size: 1.15rem; } .quiet { opacity: .7; }
 table { border-collapse: collapse; width: 100%; } .wide { overflow-x: auto; }
 th, td { padding: .35rem .6rem; text-align: left; border-bottom: 1px solid var(--line); }
@@ -22,27 +26,10 @@ input { font: inherit; font-weight: 400; padding: .45rem .6rem; width: 100%;
   border: 1px solid var(--line); border-radius: .4rem; }
 button, .button { font: inherit; padding: .45rem 1rem; border: 1px solid var(--line); border-radius: .4rem;
   background: var(--soft); cursor: pointer; justify-self: start; display: inline-block; }
+nav { margin-bottom: 1.5rem; display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; align-items: center; }
+nav form { display: flex; gap: .5rem; margin-left: auto; } nav input { width: 9rem; }
 .error { color: light-dark(#b3261e, #f2b8b5); font-weight: 400; }
 """
-
-
-class Html(str):
-    """Text that is HTML already."""
-
-    __slots__ = ()
-
-
-def html(template: str, **values: object) -> Html:
-    """Fill a template. Whatever is not `Html` is escaped, so that no data is ever taken for markup."""
-    return Html(template.format(**{name: _safe(value) for name, value in values.items()}))
-
-
-def join(parts: Iterable[Html]) -> Html:
-    return Html("".join(parts))
-
-
-def _safe(value: object) -> str:
-    return value if isinstance(value, Html) else escape(str(value))
 
 
 # --- parts -------------------------------------------------------------------------------------------
@@ -53,9 +40,14 @@ def layout(title: str, body: Html) -> Html:
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         "<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        '<nav><a href="/">The atlas of airports</a></nav>\n{body}</body>\n</html>\n',
+        '<nav><a href="/">The atlas of airports</a>\n<span id="hello">Hello, {visitor}!</span>\n{favourite}\n'
+        '<form action="/hello"><input name="name" maxlength="{longest}" placeholder="Your name" aria-label="Your name">'
+        "<button>That is me</button></form></nav>\n{body}</body>\n</html>\n",
         title=title,
         style=Html(STYLE),
+        visitor=visitor(),  # text, escaped when it is filled, as it is escaped here
+        favourite=Html(favourite()),  # HTML of its own
+        longest=MAX_NAME,
         body=body,
     )
 
@@ -155,7 +147,8 @@ def airport(shown: Airport, nearby: Iterable[Airport]) -> Html:
     return layout(
         shown.name,
         html(
-            '<h1>{name}</h1>\n<dl>{facts}</dl>\n<p><a class="button" href="/airports/{icao}/edit">Edit</a></p>\n'
+            '<h1>{name}</h1>\n<dl>{facts}</dl>\n<p><a class="button" href="/airports/{icao}/edit">Edit</a>\n'
+            '<a class="button" href="/airports/{icao}/favourite" rel="nofollow">★ My favourite</a></p>\n'
             "<h2>Nearby</h2>\n{nearby}",
             name=shown.name,
             icao=shown.icao,

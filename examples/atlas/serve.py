@@ -50,7 +50,7 @@ def main() -> int:
         )
         return 1
     print(f"The atlas is at http://{HOST}:{port} (its JSON at /docs). Ctrl-C ends it.")
-    print("Look at the response headers Cache-Status, X-Tags and X-Worker, then edit an airport.", flush=True)
+    print("Look at the response headers Cache-Status, X-Worker and, on misses, X-Tags; edit an airport.", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         if workers == 1:
             with listening:

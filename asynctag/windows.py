@@ -244,7 +244,7 @@ class Windows:
         return window
 
     def check(self, places: Iterable[Place]) -> None:
-        """Raise `CorruptEntryError` unless all of them can be filled."""
+        """Raise `CorruptEntryError` unless all of them, as they were stored, can be filled."""
         for place in places:
             self._find(place.name).check(place.params)
 

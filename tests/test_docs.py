@@ -17,6 +17,7 @@ import asynctag
 import asynctag.backends.memory
 import asynctag.http
 import asynctag.integrations.fastapi
+import asynctag.integrations.jinja2
 import asynctag.integrations.outbox
 import asynctag.integrations.sqlalchemy
 import asynctag.testing
@@ -147,6 +148,7 @@ PUBLIC = [
     *asynctag.__all__,
     *asynctag.http.__all__,
     *asynctag.integrations.fastapi.__all__,
+    *asynctag.integrations.jinja2.__all__,
     *asynctag.integrations.outbox.__all__,
     *asynctag.integrations.sqlalchemy.__all__,
     *asynctag.testing.__all__,
@@ -175,6 +177,7 @@ def parameters() -> Iterator[object]:
         asynctag.http.CacheMiddleware,
         asynctag.http.cache_response,
         asynctag.integrations.fastapi.cache_policy,
+        asynctag.integrations.jinja2.install,
         *(asynctag.integrations.outbox.Outbox, *methods(asynctag.integrations.outbox.Outbox)),
         *methods(asynctag.Cache),
     ]

@@ -18,7 +18,7 @@ LAYERS = [
     {"running", "windows", "explain"},
     {"background", "flight", "lag", "leased", "outage", "pending", "fill"},
     {"transaction"},
-    {"sync"},
+    {"sync", "inline"},
     {"cached"},
     {"cache"},
     {"backends", "http"},

@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from anyio import move_on_after, sleep
@@ -55,10 +55,6 @@ class Job(NamedTuple):
     may_be_absent: bool = False
     #: Renews it in the background, landing the flight, where that takes more than calling `compute`.
     renew: Callable[[Flight], Coroutine[Any, Any, None]] | None = None
-
-
-#: Makes the job of a key, and of the arguments of a function.
-JobMaker: TypeAlias = Callable[[str, tuple[Any, ...], Mapping[str, Any]], Job]
 
 
 class Found(NamedTuple):
@@ -229,36 +225,6 @@ class Filler:
         self.outage.warn(self.backend.clock(), message, *args)
 
     # --- one value -----------------------------------------------------------------------------------
-
-    async def obtain_by_key(
-        self, key: str, codec: Codec, make_job: JobMaker, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """As `obtain`, with a job that `make_job` makes: to make one takes longer than a hit does."""
-        backend, flights = self.backend, self.flights
-        parent, came, landings = live_scope(), flights.begun, flights.landings(key)
-        if parent is not None and parent.transaction is not None:
-            return await self.obtain(make_job(key, args, kwargs))
-        reading: Reading | None
-        try:
-            if self.pending.names or not self._agreed:
-                reading = await self.read(key)
-            else:  # mostly: one coroutine less to go through
-                reading = await backend.read(key)
-        except BackendError as error:
-            self._cannot_read(error)
-            reading = None
-        except BaseException:  # what the caller does instead depends on it too
-            if parent is not None:
-                parent.gather(make_job(key, args, kwargs).tags, backend)
-            raise
-        entry = reading.entry if reading is not None and not reading.stale else None
-        if entry is not None and backend.clock() < entry.renew_from:
-            value = self.load(entry, codec)
-            if value is not MISSING:
-                if parent is not None:
-                    parent.absorb(entry, backend)
-                return value if type(value) is not Skeleton else await self.hand_out(value)
-        return await self.obtain(make_job(key, args, kwargs), Looked(came, landings, reading))
 
     async def obtain(self, job: Job, looked: Looked | None = None) -> Any:
         """The value of `job`: a hit, what a flight brought, or what its computation returns."""

@@ -1018,7 +1018,8 @@ def load(entry: Entry, codec: Codec) -> Any:
             return entry.load()
         if its_codec is None:  # bytes, from outside this process
             decoded = entry.decoded
-            return decoded[1] if decoded is not None and decoded[0] is codec else _decode(entry, codec)
+            known = decoded is not None and (decoded[0] is codec or decoded[0] is codec.with_windows)
+            return decoded[1] if decoded is not None and known else _decode(entry, codec)
         # Stored as another type under the same key: decode what its bytes would be.
         return codec.decode(its_codec.encode(entry.load()))
     except CorruptEntryError as error:
@@ -1029,6 +1030,8 @@ def load(entry: Entry, codec: Codec) -> Any:
 def _decode(entry: Entry, codec: Codec) -> Any:
     """The value of the bytes of `entry`, kept with it where nobody can change it."""
     value = codec.decode(entry.body)
-    if type(value) in ATOMS or type(value) is Skeleton:
+    if type(value) in ATOMS:
         entry.decoded = codec, value
+    elif type(value) is Skeleton:  # whose windows are looked for each time
+        entry.decoded = codec.with_windows, value
     return value

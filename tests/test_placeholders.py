@@ -322,10 +322,13 @@ def test_a_part_of_a_string_of_json_is_text(
     assert json.loads(whole) == json.loads(json.dumps(document(text)))
 
 
-def test_a_key_is_text() -> None:
-    """Nothing but text can stand in it."""
+@pytest.mark.parametrize(
+    "document", [lambda one: {one: 1}, lambda one: {"a": {one: 1}}, lambda one: [f'"{one}'], lambda one: [f'{one}"']]
+)
+def test_a_key_and_a_part_are_text(document: Callable[[str], Any]) -> None:
+    """Nothing but text can stand there, also where a quote is beside it."""
     here = places()
-    segments = split(json.dumps({here.place(BADGE): 1}), here, json=True)
+    segments = split(json.dumps(document(here.place(BADGE))), here, json=True)
     assert segments is not None
     with pytest.raises(WindowError, match="badge returned what cannot stand where it was placed: 5 stands where text"):
         as_text(5, segments.places[0])

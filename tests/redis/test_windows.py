@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from asynctag import Cache
+from asynctag import Cache, no_store
 from asynctag.backends.redis import RedisBackend
 from asynctag.backends.redis.format import Format
 from asynctag.codec import NOT_GIVEN, codec_for
@@ -35,7 +35,7 @@ user: ContextVar[str] = ContextVar("user", default="nobody")
 class Worker:
     """What one process has: a cache, windows on it, and pages that hold them."""
 
-    def __init__(self, server: Server, *, with_windows: bool = True, **options: Any) -> None:
+    def __init__(self, server: Server, *, with_windows: bool = True, stores: bool = True, **options: Any) -> None:
         self.backend = RedisBackend.from_url(server.url, **options)
         self.cache = cache = Cache(self.backend, default_ttl=60)
         self.runs = runs = Counter[str]()
@@ -43,6 +43,9 @@ class Worker:
 
             @cache.cached(name="page")
             async def plain() -> str:
+                runs["page"] += 1
+                if not stores:
+                    no_store()
                 return "plain"
 
             self.page = plain
@@ -218,6 +221,38 @@ async def test_in_a_process_that_does_not_know_a_window(
     assert "|k|page() is taken for a miss: a window that is not defined in this process: 'greeting'" in caplog.text
     assert await second.cache.get("page()", "default", returns=str) == "plain"
     assert await first.page() == "plain"
+
+
+async def test_it_is_asked_each_time_whether_a_window_is_known(new_worker: NewWorker) -> None:
+    """Also of an entry that was read before, and is known by heart."""
+    first, second = new_worker(), new_worker(with_windows=False, stores=False)
+    await first.page()
+    for times in range(1, 6):
+        assert await second.page() == "plain"
+        assert second.runs["page"] == times
+        assert await second.cache.get("page()", "default", returns=str) == "default"
+    assert await first.page() == page_for("nobody")
+
+
+async def test_a_window_that_takes_something_else_now(new_worker: NewWorker) -> None:
+    """What was placed with what it took before is a miss, in the process that knows it by heart too."""
+    worker, user_of = new_worker(), new_worker(with_windows=False, stores=False)
+
+    @user_of.cache.window(name="greeting")
+    async def greeting(salute: str = "") -> str:
+        return "as before"
+
+    for _ in range(3):
+        await worker.page()
+        assert await user_of.page() == "<p>as before</p><b>as before</b>"
+
+    async def changed(salute: int) -> str:
+        return "changed"
+
+    user_of.cache._windows.clear()
+    user_of.cache.window(name="greeting")(changed)
+    for _ in range(3):
+        assert await user_of.page() == "plain"
 
 
 # --- what somebody else wrote

@@ -272,6 +272,7 @@ class Filling:
             elif self._start is not None and not self._out:
                 await self._begin(self._start)
             if kind == "http.response.start":
+                refuse_in_headers(places, message.get("headers") or ())
                 self._start, self._out = message, False
             else:
                 await self._send(message)
@@ -341,6 +342,15 @@ def for_nobody_else(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [*kept, FOR_NOBODY_ELSE]
 
 
+def refuse_in_headers(places: Places, headers: Headers) -> None:
+    """Raise `WindowError` where a window stands in a header: those are out before it is filled."""
+    for name, value in headers:
+        if places.stands_in(value):
+            raise WindowError(
+                f"{places.name}: a window stands in its header {name.decode('latin-1')}: windows are for the body"
+            )
+
+
 def may_have_windows(start: Message | None) -> bool:
     """Whether the headers of a response say that nobody but its client may keep it, and nothing of its length."""
     said: set[bytes] = set()
@@ -385,6 +395,7 @@ def segments_of(scope: Scope, headers: Headers, body: bytes) -> Segments | None:
     """A whole body as it is stored, if windows stand in it."""
     if scope.places is None:
         return None
+    refuse_in_headers(scope.places, headers)
     is_json, _ = body_of(headers)
     segments = scope.places.split(body, lambda: f"the body of {scope.name}", json=is_json)
     if segments is not None:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from asynctag import Cache
-from asynctag.http import CacheMiddleware, current_request
+from asynctag.http import current_request
 from asynctag.http.stored import RESPONSES
 from tests.http import test_windows, test_windows_seen, test_windows_streaming
 from tests.http.driver import ask
@@ -211,17 +211,14 @@ async def test_no_byte_that_is_changed_is_an_error_or_calls_anything_else(
             assert len(page.called) == 1
 
 
-@pytest.mark.parametrize("how", CHANGES)
-async def test_what_is_sealed_and_changed_is_detected(
-    process: Callable[..., Cache], redis_server: Server, how: str
-) -> None:
-    """With a key for the seal, whatever it says; parameters that the window takes, too."""
+async def test_what_is_sealed_and_changed_is_detected(process: Callable[..., Cache], redis_server: Server) -> None:
+    """With a key for the seal: parameters that the window takes, too."""
     cache = process(hmac_key=b"0123456789abcdef")
     page = Tampered(cache)
     await hot(page.app, headers=ALICE)
     (name,) = [one for one in redis_server.run("KEYS", "*entry:*") if b"http record" not in one]
     data = redis_server.run("GET", name)
-    index = data.index(b"\x87number") if b"\x87number" in data else data.index(b"number")
+    index = data.index(b"number")
     assert data[index + 6] == 7
     redis_server.run("SET", name, data[: index + 6] + b"\x08" + data[index + 7 :], "KEEPTTL")
     page.called.clear()
@@ -252,4 +249,3 @@ async def test_what_is_stored_holds_no_placeholder_and_nothing_of_who_filled_it(
     ]
     assert b"alice" not in body
     assert (b"cache-control", b"private, no-store") in stored.headers
-    assert CacheMiddleware is not None

@@ -17,7 +17,7 @@ from asynctag.codec import NOT_GIVEN, Codec, codec_for
 from asynctag.errors import BackendError, ConfigurationError, InvalidTagError, LifecycleError
 from asynctag.expiry import Expiry, ExpiryOptions, Seconds, fraction, seconds, strength, yes_or_no
 from asynctag.explain import Explanation, explanation
-from asynctag.fill import MISSING, Filler, Job, check_built, may_serve_held
+from asynctag.fill import MISSING, Filler, Job, may_serve_held
 from asynctag.functions import check_name_is_free
 from asynctag.keys import check_key
 from asynctag.lag import NO_LAG, DuringLag, Lag, Probe
@@ -391,7 +391,7 @@ class Cache:
         if not jobs:
             return {}
         if self._disabled:
-            return await self._build_unstored(filler, jobs, build)
+            return await filler.build_unstored(jobs, build)
         found: dict[str, T] = await filler.obtain_many(jobs, build)
         return found
 
@@ -438,12 +438,12 @@ class Cache:
         for key, name, reading in zip(wanted, names, readings, strict=True):
             value = _load_fresh(filler, reading, codec)
             if reading is not None and reading.entry is not None and value is not MISSING:
-                found[key] = value if type(value) is not Skeleton else await filler.hand_out(value)
+                found[key] = value
                 if scope is not None:
                     scope.absorb(reading.entry, filler.backend)
             elif scope is not None:
                 scope.gather((name, *self._implicit), filler.backend)
-        return found
+        return await filler.hand_out_all(found)
 
     async def set(
         self,
@@ -661,18 +661,6 @@ class Cache:
         if self._disabled:
             return await filler.compute_unstored(job)
         return await filler.refresh(job)
-
-    async def _build_unstored(
-        self, filler: Filler, jobs: Mapping[str, Job], build: Callable[[list[str]], Awaitable[Mapping[str, T]]]
-    ) -> dict[str, T]:
-        keys = list(jobs)
-
-        async def compute() -> Any:
-            return check_built(await build(keys), keys)
-
-        first = jobs[keys[0]]._replace(compute=compute, tags=tuple({tag for job in jobs.values() for tag in job.tags}))
-        built: Mapping[str, T] = await filler.compute_unstored(first)
-        return {key: built[key] for key in keys if key in built}
 
     def _job(
         self,

@@ -9,15 +9,17 @@ from datetime import timedelta
 from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
 
+from asynctag.backends.base import Reading
 from asynctag.codec import NOT_GIVEN, Codec, codec_for
-from asynctag.errors import ConfigurationError, CorruptEntryError
+from asynctag.errors import BackendError, ConfigurationError, CorruptEntryError
 from asynctag.expiry import Expiry
 from asynctag.explain import Explanation
-from asynctag.fill import Job
+from asynctag.fill import MISSING, Job, Looked
 from asynctag.functions import check_name_is_free, is_in_class, resolve_annotations
 from asynctag.keys import build_binder, build_key_maker, function_name
 from asynctag.names import describe, function_tag, key_name, tag_name
-from asynctag.scope import current_scope
+from asynctag.scope import current_scope, live_scope
+from asynctag.skeleton import Skeleton
 from asynctag.sync import refuse_in_event_loop
 from asynctag.tags import compile_tags
 from asynctag.thaw import is_immutable
@@ -226,9 +228,36 @@ def _wrapper(definition: Definition[P, R]) -> Any:
     cache, make_key, job, get_scope = definition.cache, definition.make_key, definition.job, current_scope.get
 
     async def cached(*args: P.args, **kwargs: P.kwargs) -> Any:
-        key, remote = make_key(*args, **kwargs), cache._remote
-        if remote is not None:
-            return await remote.obtain_by_key(key, definition.codec or definition.codec_now(), job, args, kwargs)
+        key = make_key(*args, **kwargs) if kwargs else make_key(*args)
+        remote = cache._remote
+        if remote is not None:  # as `Filler.obtain`, but the job is made last: that takes longer than a hit does
+            codec = definition.codec or definition.codec_now()
+            backend, flights, parent = remote.backend, remote.flights, get_scope()
+            came, landed = flights.begun, flights.landed
+            if parent is not None and (parent := live_scope()) is not None and parent.transaction is not None:
+                return await remote.obtain(job(key, args, kwargs))
+            try:
+                reading: Reading | None
+                if remote._agreed and not remote.pending.names:  # mostly: one coroutine less to go through
+                    reading = await backend.read(key)
+                else:
+                    reading = await remote.read(key)
+            except BackendError as error:
+                remote._cannot_read(error)
+                reading = None
+            except BaseException:  # what the caller does instead depends on it too
+                if parent is not None:
+                    parent.gather(job(key, args, kwargs).tags, backend)
+                raise
+            entry = reading.entry if reading is not None and not reading.stale else None
+            if entry is not None and (entry.renew_from >= entry.fresh_until or backend.clock() < entry.renew_from):
+                decoded = entry.decoded
+                value = decoded[1] if decoded is not None and decoded[0] is codec else remote.load(entry, codec)
+                if value is not MISSING:
+                    if parent is not None:
+                        parent.absorb(entry, backend)
+                    return value if type(value) is not Skeleton else await remote.hand_out(value)
+            return await remote.obtain(job(key, args, kwargs), Looked(came, landed, reading))
         entry = cache._peek(key)
         if entry is not None and entry.codec is definition.codec:
             scope = get_scope()

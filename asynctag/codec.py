@@ -22,7 +22,7 @@ import msgspec
 
 from asynctag.errors import CorruptEntryError, UnsupportedTypeError, ValueNotCacheableError, WindowError
 from asynctag.placeholders import Places, is_markup_type, plain
-from asynctag.same import AS_ANNOTATED, Trail, difference, first_line, parts, render, short_name
+from asynctag.same import AS_ANNOTATED, Trail, difference, first_line, parts, render, short_name, texts
 from asynctag.skeleton import MARK, Hole, Skeleton, cut_out, read_skeleton
 from asynctag.thaw import ATOMS, Kept, plan, pydantic_base
 
@@ -57,6 +57,11 @@ class Codec:
 
     def __repr__(self) -> str:
         return f"<Codec {_name(self.annotation)}>"
+
+    @property
+    def is_free(self) -> bool:
+        """Whether its values are what they are, with no annotation that says so."""
+        return self.annotation is NOT_GIVEN
 
     def encode(self, value: Any) -> bytes:
         """The value as bytes that are known to come back the same."""
@@ -95,9 +100,13 @@ class Codec:
         """The value as it is kept if windows of `places` stand in it. Raises `WindowError` where one was cut."""
         if type(value) in (str, bytes) and type(value) in self._whole:
             segments = places.split(value, lambda: self._root)
-            return None if segments is None else Skeleton(self, b"", b"", (Hole((), *segments),))
+            if segments is None:
+                return None
+            self._dump(value)  # what no bytes are, is refused as it is without windows
+            return Skeleton(self, b"", b"", (Hole((), *segments),))
         data, decoded = self._prove(value, places.plain)
-        if not places.stands_in(data):
+        standing = sum(map(places.stands_in, texts(decoded))) if self._format.may_hide else 0
+        if not standing and not places.stands_in(data):
             return None
         try:
             way, tree = self._format.tree(data)
@@ -107,17 +116,19 @@ class Codec:
         if not same:
             raise self._refusal(self._root, "it holds windows, and what plain data does not hold", _FOR_WINDOWS)
         tree, holes = cut_out(tree, places, self._root)
-        if not holes:
-            raise WindowError(f"{self._root}: a window stands where no text is")
-        return Skeleton(self, way, msgspec.msgpack.encode(tree) if holes[0].path else b"", holes)
+        if not holes or len(holes) < standing:
+            raise WindowError(
+                f"{self._root}: a window stands where no text is written (in base64, say): place it in a str"
+            )
+        return Skeleton(self, way, self._format.pack(tree) if holes[0].path else b"", holes)
 
     def tree(self, data: bytes) -> Any:
-        """The plain data of a skeleton's `tree`, anew."""
-        return msgspec.msgpack.decode(data)
+        """The plain data of a skeleton's `tree`, anew. Raises what the decoder does."""
+        return self._format.unpack(data)
 
     def of_tree(self, way: bytes, tree: Any) -> Any:
         """The value that `tree` is as plain data; CorruptEntryError if there is none."""
-        if self.annotation is NOT_GIVEN:
+        if self.is_free:
             return tree
         try:
             data = self._format.of_tree(way, tree)
@@ -210,6 +221,8 @@ Hook: typing.TypeAlias = Callable[[Any], str]
 
 class _Format(typing.Protocol):
     advice: str
+    #: Whether a text may be written in another way than as text.
+    may_hide: bool
 
     def ways(self, value: Any) -> Sequence[bytes]:
         """The ways to write a value, the best one first."""
@@ -223,6 +236,8 @@ class _Format(typing.Protocol):
         ...
 
     def of_tree(self, way: bytes, tree: Any) -> bytes: ...
+    def pack(self, tree: Any, /) -> bytes: ...
+    def unpack(self, data: bytes, /) -> Any: ...
 
     def culprit(self, value: Any, hook: Hook) -> tuple[str, object]:
         """The innermost part of a value that cannot be written, and the path to it, if that can be found out."""
@@ -234,11 +249,14 @@ class _Format(typing.Protocol):
 
 class _MessagePack:
     advice = AS_ANNOTATED
+    may_hide = False
 
     def __init__(self, annotation: object) -> None:
         kind: Any = Any if annotation is NOT_GIVEN else annotation
         self._encode = msgspec.msgpack.Encoder(enc_hook=plain).encode
         self.load = msgspec.msgpack.Decoder(kind, ext_hook=_no_extension, dec_hook=_of_plain_text).decode
+        self.pack = self._encode
+        self.unpack = msgspec.msgpack.Decoder(ext_hook=_no_extension).decode
 
     def ways(self, value: Any) -> Sequence[bytes]:
         return (b"",)
@@ -247,7 +265,7 @@ class _MessagePack:
         return self._encode(value) if hook is plain else msgspec.msgpack.encode(value, enc_hook=hook)
 
     def tree(self, data: bytes) -> tuple[bytes, Any]:
-        return b"", msgspec.msgpack.decode(data)
+        return b"", self.unpack(data)
 
     def of_tree(self, way: bytes, tree: Any) -> bytes:
         return self._encode(tree)
@@ -283,7 +301,9 @@ def _no_extension(code: int, data: memoryview) -> NoReturn:
 
 
 def _of_plain_text(kind: type, text: object) -> Any:
-    """A value of a type that stands for itself as plain text: markupsafe's Markup."""
+    """A value of a type that stands for itself as plain text: markupsafe's Markup. `object` comes here too."""
+    if not is_markup_type(kind):
+        return text
     if not isinstance(text, str):
         raise TypeError(f"{short_name(type(text))} instead of text")
     return kind(text)
@@ -300,6 +320,7 @@ class _Json:
         f"{AS_ANNOTATED}; bytes and infinite floats need ser_json_bytes, val_json_bytes and ser_json_inf_nan in the"
         " model's config"
     )
+    may_hide = True
 
     def __init__(self, annotation: object) -> None:
         from pydantic import TypeAdapter
@@ -307,6 +328,8 @@ class _Json:
         kind: Any = annotation
         self._adapter: Any = TypeAdapter(kind)
         self._sets = msgspec.msgpack.Decoder(tuple[bytes, list[list[str]]])
+        self.pack = msgspec.json.encode
+        self.unpack = msgspec.json.decode
 
     def ways(self, value: Any) -> Sequence[bytes]:
         """A default made anew may be another one tomorrow, so it is written where a model has one."""

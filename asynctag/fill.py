@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from anyio import move_on_after, sleep
@@ -12,7 +12,7 @@ from anyio import move_on_after, sleep
 from asynctag.backends.base import OF_NO_EPOCH, Backend, Cause, Entry, Miss, Reading, Stamp, Written
 from asynctag.background import Background
 from asynctag.codec import Codec, Kept, WithWindows
-from asynctag.errors import BackendError, ConfigurationError, CorruptEntryError, ValueNotCacheableError
+from asynctag.errors import BackendError, ConfigurationError, CorruptEntryError, ValueNotCacheableError, WindowError
 from asynctag.expiry import Expiry, renews_early
 from asynctag.flight import Fate, Flight, Flights, Turn
 from asynctag.leased import FIRST_LOOK, LAST_LOOK, Held, check_verdict
@@ -20,7 +20,8 @@ from asynctag.names import NOBODYS
 from asynctag.outage import outage_of
 from asynctag.pending import Invalidator
 from asynctag.placeholders import places_here
-from asynctag.scope import Scope, current_scope, gathering_scope, leave_scope, live_scope
+from asynctag.same import texts
+from asynctag.scope import Scope, current_scope, gathering_scope, leave_scope, live_scope, nearest_open
 from asynctag.skeleton import Skeleton
 from asynctag.thaw import ATOMS
 from asynctag.windows import Window, Windows
@@ -54,10 +55,6 @@ class Job(NamedTuple):
     may_be_absent: bool = False
     #: Renews it in the background, landing the flight, where that takes more than calling `compute`.
     renew: Callable[[Flight], Coroutine[Any, Any, None]] | None = None
-
-
-#: Makes the job of a key, and of the arguments of a function.
-JobMaker: TypeAlias = Callable[[str, tuple[Any, ...], Mapping[str, Any]], Job]
 
 
 class Found(NamedTuple):
@@ -228,36 +225,6 @@ class Filler:
         self.outage.warn(self.backend.clock(), message, *args)
 
     # --- one value -----------------------------------------------------------------------------------
-
-    async def obtain_by_key(
-        self, key: str, codec: Codec, make_job: JobMaker, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Any:
-        """As `obtain`, with a job that `make_job` makes: to make one takes longer than a hit does."""
-        backend, flights = self.backend, self.flights
-        parent, came, landings = live_scope(), flights.begun, flights.landings(key)
-        if parent is not None and parent.transaction is not None:
-            return await self.obtain(make_job(key, args, kwargs))
-        reading: Reading | None
-        try:
-            if self.pending.names or not self._agreed:
-                reading = await self.read(key)
-            else:  # mostly: one coroutine less to go through
-                reading = await backend.read(key)
-        except BackendError as error:
-            self._cannot_read(error)
-            reading = None
-        except BaseException:  # what the caller does instead depends on it too
-            if parent is not None:
-                parent.gather(make_job(key, args, kwargs).tags, backend)
-            raise
-        entry = reading.entry if reading is not None and not reading.stale else None
-        if entry is not None and backend.clock() < entry.renew_from:
-            value = self.load(entry, codec)
-            if value is not MISSING:
-                if parent is not None:
-                    parent.absorb(entry, backend)
-                return value if type(value) is not Skeleton else await self.hand_out(value)
-        return await self.obtain(make_job(key, args, kwargs), Looked(came, landings, reading))
 
     async def obtain(self, job: Job, looked: Looked | None = None) -> Any:
         """The value of `job`: a hit, what a flight brought, or what its computation returns."""
@@ -537,9 +504,9 @@ class Filler:
         return value
 
     def load(self, entry: Entry, codec: Codec) -> Any:
-        """As `load`, and MISSING too for a skeleton with windows that this process does not have."""
+        """As `load`, and MISSING too for a skeleton with windows that this process does not have, or not any more."""
         value = load(entry, codec)
-        if type(value) is Skeleton and entry.codec is None:
+        if type(value) is Skeleton:
             try:
                 self.windows.check(value.places)
             except CorruptEntryError as error:
@@ -550,11 +517,28 @@ class Filler:
     # --- values with windows -------------------------------------------------------------------------
 
     async def hand_out(self, skeleton: Skeleton) -> Any:
-        """The value for whoever asked: with placeholders for a computation, and filled for everybody else."""
+        """The value for whoever asked: with placeholders for a computation, and filled for everybody else.
+
+        Raises what a window raises, and `WindowError` for what cannot stand where it was placed.
+        """
+        return (await self.hand_out_all({"": skeleton}))[""]
+
+    async def hand_out_all(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """As `hand_out`, of those `values` that are skeletons: the windows of all of them run side by side."""
+        skeletons = {name: value for name, value in values.items() if type(value) is Skeleton}
+        if not skeletons:
+            return dict(values)
         scope = gathering_scope()
-        if scope is not None:
-            return skeleton.placed(places_here(scope))
-        return skeleton.filled(await self.windows.fill(skeleton.places))
+        if scope is None:
+            results = await self.windows.fill(place for one in skeletons.values() for place in one.places)
+            return {**values, **{name: one.filled(results) for name, one in skeletons.items()}}
+        if scope.backend is not self.backend and scope.backend is not None:
+            raise WindowError(
+                f"a value with windows of a cache on another backend is used in {scope.name}, where nobody knows them. "
+                f"Give both caches one backend"
+            )
+        places = places_here(scope)
+        return {**values, **{name: one.placed(places) for name, one in skeletons.items()}}
 
     async def _finish(self, value: Any) -> Any:
         return value if type(value) is not Skeleton else await self.hand_out(value)
@@ -566,9 +550,11 @@ class Filler:
             return value
         try:
             return codec.skeleton(value, places) or value
-        except ValueNotCacheableError:
+        except ValueNotCacheableError as error:
             if stored and not scope.no_store:
                 raise
+            if nearest_open(scope.parent) is None and any(map(places.stands_in, texts(value))):
+                raise WindowError(f"the windows in what {scope.name} returns cannot be filled: {error}") from error
             return value
 
     def _renew(self, job: Job, now: float) -> bool:
@@ -626,7 +612,7 @@ class Filler:
                 scope.closed = True
                 leave_scope(token)
             await self.store(job, kept, reading, flight, scope, started)
-            return kept if gathering_scope() is None else value
+            return kept  # a skeleton for a computation too: it gets from a miss what it gets from a hit
         finally:
             scope.hand_up()
 
@@ -640,7 +626,25 @@ class Filler:
         finally:
             leave_scope(token)
             scope.hand_up()
-        return await self._finish(kept if gathering_scope() is None else value)
+        return await self._finish(kept)
+
+    async def build_unstored(
+        self, jobs: Mapping[str, Job], build: Callable[[list[str]], Awaitable[Mapping[str, Any]]]
+    ) -> dict[str, Any]:
+        """As `compute_unstored`, of many values that are built together."""
+        names = list(jobs)
+        scope = self.open_scope(jobs[names[0]], live_scope(), (), renewing=False)
+        for job in jobs.values():
+            scope.tags.update(job.tags)
+        token = current_scope.set(scope)
+        try:
+            built = check_built(await build(names), names)
+            kept = {name: self.cut_out(jobs[name].codec, built[name], scope, stored=False) for name in built}
+        finally:
+            leave_scope(token)
+            scope.hand_up()
+        kept = await self.hand_out_all(kept)
+        return {name: kept[name] for name in jobs if name in kept}
 
     def _land_failed(self, flight: Flight, scope: Scope, error: Exception) -> None:
         fate = Fate.UNSHARED if scope.no_store else Fate.FAILED
@@ -649,6 +653,7 @@ class Filler:
     def open_scope(self, job: Job, parent: Scope | None, flights: tuple[Flight, ...], *, renewing: bool) -> Scope:
         renewing = renewing or (parent is not None and parent.renewing)
         scope = Scope(job.name, self.backend, job.namespace, parent, renewing=renewing)
+        scope.refuse_windows(job.tags, "an argument or a tag")
         scope.tags.update(job.tags)
         scope.flights = flights
         for flight in flights:
@@ -761,8 +766,7 @@ class Filler:
         build: Callable[[list[str]], Awaitable[Mapping[str, Any]]],
     ) -> dict[str, Any]:
         """The values of `jobs`; `build` gets the names that miss, at once, and may leave some out."""
-        found = await self._obtain_many(jobs, build)
-        return {name: await self._finish(value) for name, value in found.items()}
+        return await self.hand_out_all(await self._obtain_many(jobs, build))
 
     async def _obtain_many(
         self,
@@ -898,7 +902,7 @@ class Filler:
             for name, flight in led.items():
                 if name not in built:
                     self.flights.land(flight, Fate.ABSENT)
-            return kept if gathering_scope() is None else dict(built)
+            return kept
         finally:
             scope.hand_up()
 
@@ -1014,7 +1018,8 @@ def load(entry: Entry, codec: Codec) -> Any:
             return entry.load()
         if its_codec is None:  # bytes, from outside this process
             decoded = entry.decoded
-            return decoded[1] if decoded is not None and decoded[0] is codec else _decode(entry, codec)
+            known = decoded is not None and (decoded[0] is codec or decoded[0] is codec.with_windows)
+            return decoded[1] if decoded is not None and known else _decode(entry, codec)
         # Stored as another type under the same key: decode what its bytes would be.
         return codec.decode(its_codec.encode(entry.load()))
     except CorruptEntryError as error:
@@ -1027,4 +1032,6 @@ def _decode(entry: Entry, codec: Codec) -> Any:
     value = codec.decode(entry.body)
     if type(value) in ATOMS:
         entry.decoded = codec, value
+    elif type(value) is Skeleton:  # whose windows are looked for each time
+        entry.decoded = codec.with_windows, value
     return value

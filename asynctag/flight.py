@@ -106,12 +106,12 @@ class Flights:
         self._lock = threading.RLock()  # the garbage collector may land a flight at any moment
         self._open: dict[str, Flight] = {}
         self._side_by_side: OrderedDict[str, float] = OrderedDict()  # in the order of their ends
-        self._landings = array("L", bytes(_SLOTS * array("L").itemsize))
-        #: How many flights have begun. A caller keeps this number from when it came.
-        self.begun = 0
+        #: How many flights have begun, and how many have landed. A caller keeps these numbers from when it came.
+        self.begun = self.landed = 0
+        self._landings = array("Q", bytes(_SLOTS * array("Q").itemsize))
 
     def landings(self, key: str) -> int:
-        """Changes when a flight of `key` lands (and for a few other keys)."""
+        """How many had landed when one of `key` (or of a few other keys) did last."""
         return self._landings[hash(key) % _SLOTS]
 
     def board(
@@ -119,7 +119,7 @@ class Flights:
     ) -> tuple[Turn, Flight | None]:
         """Whether to lead or to join a flight of `key`.
 
-        `landings` is the number from before the caller's look-up; None where the leader will look up
+        `landings` is `landed` or `landings(key)` from before the caller's look-up; None where the leader will look up
         anew. `after` is the flight that left the caller without a result.
         """
         with self._lock:
@@ -131,7 +131,7 @@ class Flights:
                 if following is not None and following.fate not in (Fate.CANCELLED, Fate.UNSHARED):
                     flight = following
             if flight is None:
-                if landings is not None and landings != self._landings[hash(key) % _SLOTS]:
+                if landings is not None and landings < self.landings(key):
                     return Turn.LOOK, None
                 self.begun += 1
                 flight = self._open[key] = Flight(key, self.begun)
@@ -206,7 +206,8 @@ class Flights:
             elif fate is not Fate.ABSENT:
                 flight.scope = None
             flight.fate = fate
-            self._landings[hash(flight.key) % _SLOTS] += 1
+            self.landed += 1
+            self._landings[hash(flight.key) % _SLOTS] = self.landed
             if fate is Fate.UNSHARED:
                 self._set_side_by_side(flight.key, now)
             waiting, flight._waiting = flight._waiting, []

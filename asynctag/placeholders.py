@@ -6,16 +6,18 @@ computation lasts: what is stored are the segments between the placeholders, and
 
 In the middle of the number stands an `&`. What escapes the text escapes that too, so that it tells how the text that
 the window gives has to be escaped to stand there: as HTML (`&amp;`), as a part of a URL (`%26`), as a string in a
-script (`\\u0026`).
+script (`\\u0026`). Before it all digits are even, after it all are odd: what replaces one digit, wherever it stands,
+leaves one of the sides as it was, by which it is seen that a placeholder was there.
 """
 
 import html
 import re
 import secrets
+import sys
 import threading
 import urllib.parse
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any, Final, Generic, NamedTuple, NoReturn, SupportsIndex, TypeVar
+from typing import Any, Final, Generic, NamedTuple, NoReturn, Self, SupportsIndex, TypeVar
 
 import msgspec
 
@@ -24,21 +26,32 @@ from asynctag.scope import Scope
 
 R = TypeVar("R")
 
-#: So many digits stand on each side, and so many of them are enough to know that a placeholder was there.
-_SIDE, _ENOUGH = 18, 10
+#: So many digits stand on each side, and so many at an end of one are enough to know that a placeholder was there.
+_SIDE, _ENOUGH = 22, 14
+_EVEN, _ODD = str.maketrans("13579", "02468"), str.maketrans("02468", "13579")
 
-#: So many windows may stand in one value.
-MAX_PLACES = 10**6
+#: So many different windows may stand in one value, each escaped so often.
+MAX_PLACES, MAX_STEPS = 10**6, 32
+
+_making = threading.Lock()
 
 #: As the text was placed: as it is, or by something that asked for HTML (`__html__`).
 _AS_IS, _AS_HTML = "1", "2"
 
-#: What follows the first side: the `&`, as often escaped as it was, how it was placed, a number, the other side.
-_REST = re.compile(rf"(&(?:amp;|AMP;|#38;|#x26;)*|\\u0026|%26)([{_AS_IS}{_AS_HTML}])([0-9]{{6}})([0-9]{{{_SIDE}}})")
+#: The `&`, as often escaped as it was: in text, in a script, in a URL, in a URL in a URL.
+_ESCAPED = (
+    r"&(?:amp;|AMP;|#38;|#x26;)*",
+    r"\\u0026(?:amp;|#38;|#x26;)*",
+    r"%26(?:amp%3B|%2338%3B|%23x26%3B)*",
+    r"%(?:25)+26",
+)
+
+#: What follows the first side: that, how it was placed, a number, the other side.
+_REST = re.compile(rf"({'|'.join(_ESCAPED)})([{_AS_IS}{_AS_HTML}])([0-9]{{6}})([0-9]{{{_SIDE}}})")
 _REST_OF_BYTES = re.compile(_REST.pattern.encode())
 
 #: A placeholder is no longer than that in a body, escaped or not, with the quotes around it.
-LONGEST = 2 * _SIDE + 64
+LONGEST = 2 * _SIDE + 16 + len("amp%3B") * MAX_STEPS
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -87,19 +100,50 @@ class Placeholder(str, Generic[R]):
         return self.places.as_html(self)
 
     def __getitem__(self, key: SupportsIndex | slice) -> NoReturn:
-        window = self.places.find(self).window
-        raise WindowError(
-            f"the placeholder of {window} was cut, by [{key!r}]: what the window returns is not there yet. Cut it "
-            f"inside the window"
-        )
+        self._refuse_cut(f"[{key!r}]")
+
+    def __iter__(self) -> NoReturn:
+        self._refuse_cut("going through its characters")
+
+    def __format__(self, spec: str) -> str:
+        return self._whole(str(self).__format__(spec), f"the format {spec!r}")
+
+    def strip(self, chars: str | None = None, /) -> str:
+        return self._whole(str(self).strip(chars), f".strip({chars!r})")
+
+    def lstrip(self, chars: str | None = None, /) -> str:
+        return self._whole(str(self).lstrip(chars), f".lstrip({chars!r})")
+
+    def rstrip(self, chars: str | None = None, /) -> str:
+        return self._whole(str(self).rstrip(chars), f".rstrip({chars!r})")
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1) -> str:
         if old == "&" and new.startswith("&"):  # as `html.escape` begins
             return str(self).replace(old, new, count)
         return self
 
+    def _whole(self, text: str, by: str) -> str:
+        if str(self) not in text:
+            self._refuse_cut(by)
+        return text
+
+    def _refuse_cut(self, by: str) -> NoReturn:
+        raise WindowError(
+            f"the placeholder of {self.places.find(self).window} was cut, by {by}: what the window returns is not "
+            f"there yet. Cut it inside the window"
+        )
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
     def __reduce__(self) -> NoReturn:
-        raise WindowError("a window's placeholder cannot be pickled: it is known to one computation alone")
+        raise WindowError(
+            f"the placeholder of {self.places.find(self).window} cannot be pickled: it is known to one computation "
+            f"alone. Pickle what is cached, or place the window where the pickle is read"
+        )
 
 
 class Places:
@@ -108,14 +152,17 @@ class Places:
     Safe for any number of threads.
     """
 
-    __slots__ = ("_after", "_before", "_lock", "_placed", "name")
+    __slots__ = ("_after", "_before", "_ends", "_ends_in_bytes", "_lock", "_numbers", "_placed", "name")
 
     def __init__(self, name: str) -> None:
         #: What is computed, for errors.
         self.name = name
-        self._before = f"{secrets.randbelow(9) + 1}{_digits(_SIDE - 1)}"
-        self._after = _digits(_SIDE)
+        self._before = f"{secrets.randbelow(8) + 2}{_digits(_SIDE - 1)}".translate(_EVEN)
+        self._after = _digits(_SIDE).translate(_ODD)
+        self._ends = [end for side in (self._before, self._after) for end in (side[:_ENOUGH], side[-_ENOUGH:])]
+        self._ends_in_bytes = [end.encode() for end in self._ends]
         self._placed: list[Place] = []
+        self._numbers: dict[Place, int] = {}
         self._lock = threading.Lock()
 
     def place(self, place: Place, call: "Callable[[], Generator[Any, Any, R]] | None" = None) -> Placeholder[R]:
@@ -127,10 +174,15 @@ class Places:
     def text_of(self, place: Place) -> str:
         """What stands for a window, as plain text."""
         with self._lock:
-            number = len(self._placed)
-            if number == MAX_PLACES:
-                raise WindowError(f"{self.name} places {MAX_PLACES} windows: are they placed in a loop without an end?")
-            self._placed.append(place)
+            number = self._numbers.get(place)
+            if number is None:
+                number = len(self._placed)
+                if number == MAX_PLACES:
+                    raise WindowError(
+                        f"{self.name} places {MAX_PLACES} windows: are they placed in a loop without an end?"
+                    )
+                self._placed.append(place)
+                self._numbers[place] = number
         return f"{self._before}&{_AS_IS}{number:06d}{self._after}"
 
     def find(self, placeholder: str) -> Place:
@@ -138,8 +190,12 @@ class Places:
         return self._placed[int(str(placeholder)[_SIDE + 2 : -_SIDE])]
 
     def as_html(self, placeholder: str) -> str:
+        """Its text, as HTML: of markupsafe's type where that is in use, which asks some of it twice."""
         text, at = str(placeholder), _SIDE + 1
-        return f"{text[:at]}{_AS_HTML}{text[at + 1 :]}"
+        html_text = f"{text[:at]}{_AS_HTML}{text[at + 1 :]}"
+        markupsafe: Any = sys.modules.get("markupsafe")
+        marked: str = html_text if markupsafe is None else markupsafe.Markup(html_text)
+        return marked
 
     def plain(self, value: object) -> str:
         """A placeholder of this computation as plain text; TypeError for everything else."""
@@ -150,33 +206,38 @@ class Places:
     def stands_in(self, text: str | bytes) -> bool:
         """Whether a placeholder, or what may be a part of one, stands in `text`."""
         if isinstance(text, str):
-            return self._before[:_ENOUGH] in text or self._after[-_ENOUGH:] in text
-        return self._before[:_ENOUGH].encode() in text or self._after[-_ENOUGH:].encode() in text
+            return any(end in text for end in self._ends)
+        return any(end in text for end in self._ends_in_bytes)
 
     def unfinished(self, data: bytes) -> int:
-        """How many bytes at the end of `data` may be the beginning of a placeholder, with what stands before it."""
-        before, after_last = self._before.encode(), len(data)
-        start = data.rfind(before, max(0, len(data) - LONGEST))
-        if start >= 0:
+        """How many bytes at the end of `data` are to wait for what follows: a placeholder may begin or end there.
+
+        The two bytes on either side of one (a quote, a slash, a colon) tell what it stands for, and go with it.
+        """
+        before = self._before.encode()
+        lengths = range(min(_SIDE - 1, len(data)), 0, -1)
+        begun = next((length for length in lengths if data.endswith(before[:length])), 0)
+        cut = max(0, len(data) - begun - 2)
+        while cut:
+            start = data.rfind(before, max(0, cut - LONGEST), cut + 1 + _SIDE)
             found = _REST_OF_BYTES.match(data, start + _SIDE)
-            if found is None or found.end() == len(data):  # a quote may follow
-                return len(data) - max(0, start - 2)
-            after_last = len(data) - found.end()
-        for length in range(min(_SIDE - 1, len(data)), 0, -1):
-            if data.endswith(before[:length]):
-                return min(after_last, length + 2)
-        return min(after_last, 2)
+            if start < 0 or (found is not None and found.end() + 2 <= cut):
+                break
+            cut = max(0, start - 2)
+        return len(data) - cut
 
     def split(self, text: Any, where: Callable[[], str], *, json: bool = False) -> Segments | None:
         """`text` (`str` or `bytes`) as it is stored, if a window stands in it.
 
-        In `json` a string that is a placeholder and nothing else stands for any value. Raises `WindowError` where a
-        placeholder was cut or changed; `where` says in what.
+        In `json` a string that is a placeholder and nothing else stands for any value, unless it is a key. Raises
+        `WindowError` where a placeholder was cut or changed; `where` says in what.
         """
         if not self.stands_in(text):
             return None
         is_text = isinstance(text, str)
-        before, quote, slash = (self._before, '"', "\\") if is_text else (self._before.encode(), b'"', b"\\")
+        before, quote, slash, colon = (
+            (self._before, '"', "\\", ":") if is_text else (self._before.encode(), b'"', b"\\", b":")
+        )
         rest: re.Pattern[Any] = _REST if is_text else _REST_OF_BYTES
         parts: list[Any] = []
         places: list[Place] = []
@@ -188,7 +249,9 @@ class Places:
             if found is not None and _text(found[4]) == self._after:
                 end = found.end()
                 quotes = (
-                    text[start - 1 : start] == quote == text[end : end + 1] and text[start - 2 : start - 1] != slash
+                    text[start - 1 : start] == quote == text[end : end + 1]
+                    and text[start - 2 : start - 1] != slash
+                    and text[end + 1 : end + 2] != colon
                 )
                 place, takes_quotes = self._placed_as(found, json=json, quotes=quotes)
                 parts.append(text[done : start - takes_quotes])
@@ -206,23 +269,25 @@ class Places:
             raise WindowError(f"a placeholder in {self.name} was changed: there is none of the number {number}")
         place = self._placed[int(number)]
         how = place.how + ("h" if way == _AS_HTML else "")
-        in_script = escaped == "\\u0026"
-        if quotes and not how and (in_script or (json and escaped == "&")):
+        in_script = escaped.startswith("\\")
+        if quotes and not how and (escaped == "\\u0026" or (json and escaped == "&")):
             return Place(place.name, place.params, "V" if in_script else "v"), True
+        how += "e" * (escaped.count(";") + escaped.count("%3B"))
         if in_script:
             how += "s"
-        elif escaped == "%26":
-            how += "u"
-        else:
-            how += "e" * escaped.count(";") + ("j" if json else "")
+        elif escaped.startswith("%"):
+            how += "u" * (1 + escaped.count("25"))
+        elif json:
+            how += "j"
+        if len(how) > MAX_STEPS:
+            raise WindowError(f"{place.window} was escaped more than {MAX_STEPS} times in {self.name}: escape it once")
         return Place(place.name, place.params, how), False
 
     def _refuse_rest(self, parts: Sequence[str | bytes], where: Callable[[], str]) -> None:
         for part in parts:
             if self.stands_in(part):
                 text = _text(part)
-                starts = (text.find(self._before[:_ENOUGH]), text.find(self._after[-_ENOUGH:]))
-                at = min(one for one in starts if one >= 0)
+                at = min(start for start in map(text.find, self._ends) if start >= 0)
                 near = text[max(0, at - 30) : at] + "..." + text[at + _ENOUGH : at + _ENOUGH + 60]
                 raise WindowError(
                     f"{where()}: the placeholder of a window was cut or changed, near {near!r}. What the window "
@@ -234,7 +299,9 @@ def places_here(scope: Scope) -> Places:
     """Where what is placed in `scope` is kept until the outermost computation around it, or its response, is done."""
     root = scope.root
     if root.places is None:
-        root.places = Places(root.name)
+        with _making:  # two threads of a computation must not make two
+            if root.places is None:
+                root.places = Places(root.name)
     return root.places
 
 
@@ -265,7 +332,7 @@ def _text(value: str | bytes) -> str:
 
 # --- how what a window returns gets into the text ------------------------------------------------------
 
-_HTML_SAFE: Final = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"})
+_SCRIPT_SAFE: Final = str.maketrans({one: f"\\u{ord(one):04x}" for one in "<>&'\u2028\u2029"})
 
 
 def _as_json(value: Any) -> str:
@@ -274,6 +341,11 @@ def _as_json(value: Any) -> str:
 
 def _in_json(text: str) -> str:
     return _as_json(str(text))[1:-1]
+
+
+def _in_script(text: str) -> str:
+    # What escapes the script as HTML, in an attribute, finds no quote at the placeholder: none may be left here either.
+    return _in_json(text).replace('\\"', "\\u0022").translate(_SCRIPT_SAFE)
 
 
 def _as_markup(value: Any) -> str:
@@ -294,9 +366,9 @@ STEPS: Final[Mapping[str, Callable[[Any], str]]] = {
     "e": lambda value: html.escape(_as_text(value)),
     "u": lambda value: urllib.parse.quote(_as_text(value), safe=""),
     "j": lambda value: _in_json(_as_text(value)),  # within a string of JSON
-    "s": lambda value: _in_json(_as_text(value)).translate(_HTML_SAFE),  # the same, in a script
+    "s": lambda value: _in_script(_as_text(value)),  # the same, in a script
     "v": _as_json,  # instead of a string of JSON
-    "V": lambda value: _as_json(value).translate(_HTML_SAFE),
+    "V": lambda value: _as_json(value).translate(_SCRIPT_SAFE),
 }
 
 

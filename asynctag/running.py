@@ -108,9 +108,9 @@ class _OnAsyncio(Running):
     def _settle(self, index: int, task: "asyncio.Task[Any]") -> None:
         error: BaseException | None
         if task.cancelled():
-            name = self._calls[index][0].name
-            error = TimeoutError(f"{name} took longer than its timeout") if index in self._timed_out else None
-            error = error or WindowError(f"{name} was cancelled, by itself or by what it waits for")
+            window, _ = self._calls[index]
+            cancelled = WindowError(f"the window {window.name} was cancelled, by itself or by what it waits for")
+            error = window.too_slow() if index in self._timed_out else cancelled
         else:
             error = task.exception()
         if error is None:
@@ -147,9 +147,10 @@ class _OnOthers(Running):
 
     async def _run(self, index: int, window: "Window[..., Any]", arguments: Mapping[str, Any]) -> None:
         try:
-            with anyio.fail_after(window.timeout):
-                self._results[index] = await window.call(arguments)
-        except Exception as error:
+            self._results[index] = await window.call_in_time(arguments)
+        except (anyio.get_cancelled_exc_class(), GeneratorExit):
+            raise
+        except BaseException as error:
             self._fail(index, error)
         self._wake.set()
 
@@ -168,7 +169,7 @@ class _OnOthers(Running):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._group.cancel_scope.cancel()
-        if isinstance(error, Exception):  # which the group would put into one of its own
+        if not isinstance(error, anyio.get_cancelled_exc_class()):  # the group would put it into one of its own
             kind = error = traceback = None
         await self._group.__aexit__(kind, error, traceback)
 

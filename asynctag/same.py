@@ -19,7 +19,17 @@ import msgspec
 from asynctag.placeholders import Placeholder
 from asynctag.thaw import ATOMS, attributes, is_atom, pydantic_base
 
-__all__ = ["AS_ANNOTATED", "Difference", "Trail", "difference", "first_line", "parts", "render", "short_name"]
+__all__ = [
+    "AS_ANNOTATED",
+    "Difference",
+    "Trail",
+    "difference",
+    "first_line",
+    "parts",
+    "render",
+    "short_name",
+    "texts",
+]
 
 AS_ANNOTATED: Final = "return what the annotation says"
 _UNCHANGED: Final = "encoding and decoding must not change a value"
@@ -79,6 +89,19 @@ def parts(value: Any) -> Iterator[tuple[str, object, Any]]:
                 yield ".", name, item
         for name, item in (getattr(value, "__pydantic_extra__", None) or {}).items():
             yield ".", name, item
+
+
+def texts(value: Any) -> Iterator[str | bytes]:
+    """The texts in a value, however deep, in any order. Each container is gone into once."""
+    ahead, seen = [value], {id(value): value}
+    while ahead:
+        one = ahead.pop()
+        if isinstance(one, str | bytes):
+            yield one
+        elif type(one) not in ATOMS:
+            inner = [part for _, _, part in parts(one) if isinstance(part, str | bytes) or id(part) not in seen]
+            seen.update((id(part), part) for part in inner)
+            ahead += inner
 
 
 def _state(value: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ of them; the variable only points at it.
 
 import logging
 import threading
+from collections.abc import Iterable
 from contextlib import suppress
 from contextvars import ContextVar, Token
 from math import inf
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakSet
 
 from asynctag.backends.base import OF_NO_EPOCH, Backend, Entry, Stamp
+from asynctag.errors import WindowError
 from asynctag.names import tag_name
 from asynctag.tags import check_tag
 
@@ -41,6 +43,7 @@ class Scope:
 
     __slots__ = (
         "_lock",
+        "_root",
         "_said",
         "backend",
         "closed",
@@ -88,14 +91,16 @@ class Scope:
         self.flights: tuple[Flight, ...] = ()
         self._said = False
         self._lock = threading.RLock()
+        around = nearest_open(parent)
+        self._root = None if around is None else around.root  # its own would be a cycle
 
     @property
     def root(self) -> "Scope":
-        """The outermost computation around this one, or the response that it is for: there windows are filled."""
-        scope = self
-        while scope.parent is not None and not scope.is_response:
-            scope = scope.parent
-        return scope
+        """The outermost computation around this one, or the response that it is for: there windows are filled.
+
+        As of when this one began: what is over by then is not around it, and what ends meanwhile stays its root.
+        """
+        return self if self.is_response or self._root is None else self._root
 
     def absorb(self, entry: Entry, backend: Backend | None, *, stale: bool = False) -> None:
         """Take up the tags and the remaining time of an entry that the computation used."""
@@ -130,9 +135,7 @@ class Scope:
 
     def _receiver(self) -> "Scope | None":
         """This scope, or the nearest around it that is open: that one may wait for a task that outlived this."""
-        scope: Scope | None = self
-        while scope is not None and scope.closed:
-            scope = scope.parent
+        scope = nearest_open(self)
         if scope is None:
             self._say_closed()
         return scope
@@ -163,6 +166,15 @@ class Scope:
         scope = self._receiver()
         if scope is not None:
             scope.no_store = True
+
+    def refuse_windows(self, texts: Iterable[str], what: str) -> None:
+        """Raise `WindowError` where the placeholder of a window stands in one of `texts`, which are to be `what`."""
+        places = self.root.places
+        if places is not None and any(map(places.stands_in, texts)):
+            raise WindowError(
+                f"{self.name}: {what} holds the placeholder of a window, and what that returns is not there yet; it "
+                f"would be another one each time. Leave the window out"
+            )
 
     def _say_closed(self) -> None:
         if not self._said:
@@ -203,7 +215,11 @@ def live_scope() -> Scope | None:
 
 def gathering_scope() -> Scope | None:
     """The computation that gathers what is read here: the nearest around that is not over."""
-    scope = current_scope.get()
+    return nearest_open(current_scope.get())
+
+
+def nearest_open(scope: Scope | None) -> Scope | None:
+    """`scope`, or the nearest around it that is not over. A block's stands for no computation, and counts as over."""
     while scope is not None and scope.closed:
         scope = scope.parent
     return scope
@@ -227,11 +243,13 @@ def add_tags(*tags: str) -> None:
     computation carries them too. In a task that outlived its computation they count for the one
     around it; outside any computation this does nothing (after one, it is logged once, at DEBUG).
 
-    Raises `InvalidTagError` for a tag that is empty, not a string, or over 1 KiB.
+    Raises `InvalidTagError` for a tag that is empty, not a string, or over 1 KiB, `WindowError` for one that is made
+    of a window: what that returns is not there yet.
     """
     checked = [check_tag(one) for one in tags]
     scope = current_scope.get()
     if scope is not None:
+        scope.refuse_windows(checked, "a tag")
         scope.gather({tag_name(scope.namespace, one) for one in checked}, scope.backend)
 
 

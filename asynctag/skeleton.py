@@ -2,10 +2,10 @@
 
     0xC1 | way  tree  holes          (the last three as MessagePack)
 
-`tree` is the value as plain data, with the texts that hold windows left empty; a hole has the path to its text, the
-text in parts, and the windows between them: name, parameters, how the text gets there. 0xC1 begins nothing that a
-codec writes (MessagePack never uses it), so that no value can be taken for a skeleton. Whatever is read and is not
-exactly this is `CorruptEntryError`.
+`tree` is the value as plain data, with the texts that hold windows left empty, as the codec writes that; nothing, where
+the value is such a text itself. A hole has the path to its text, the text in parts, and the windows between them: name,
+parameters, how the text gets there. 0xC1 begins nothing that a codec writes (MessagePack never uses it), so that no
+value can be taken for a skeleton. Whatever is read and is not exactly this is `CorruptEntryError`.
 """
 
 import sys
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 
 from asynctag.errors import CorruptEntryError, WindowError
-from asynctag.placeholders import STEPS, Place, Places, as_bytes, as_text
+from asynctag.placeholders import MAX_STEPS, STEPS, Place, Places, as_bytes, as_text
 from asynctag.same import Trail, first_line, render
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: What begins a skeleton, and nothing else that is stored.
 MARK: Final = b"\xc1"
+
+#: As long as one, for what looks at how long a text is.
+_LIKE_A_PLACEHOLDER: Final = Places("").text_of(Place("", b""))
 
 #: What windows returned, by their names and parameters.
 Results: TypeAlias = Mapping[tuple[str, bytes], Any]
@@ -52,12 +55,10 @@ class Hole(msgspec.Struct, frozen=True, array_like=True):
         return woven(self.parts, texts)
 
     def placed(self, places: Places) -> Any:
-        if self.is_whole:  # in a template it may be asked for its HTML, as on a miss
-            return places.place(self.places[0])
-        texts: list[Any] = [places.text_of(place) for place in self.places]
-        if isinstance(self.parts[0], bytes):
-            texts = [text.encode() for text in texts]
-        return woven(self.parts, texts)
+        return self.with_texts([places.text_of(place) for place in self.places])
+
+    def with_texts(self, texts: Sequence[str]) -> Any:
+        return woven(self.parts, [text.encode() for text in texts] if isinstance(self.parts[0], bytes) else texts)
 
 
 class _Stored(msgspec.Struct, frozen=True, array_like=True):
@@ -112,19 +113,46 @@ class Skeleton:
             ) from error
 
     def placed(self, places: Places) -> Any:
-        """The value with placeholders, for the computation that uses it."""
-        return self._with(lambda hole: hole.placed(places))
+        """The value with placeholders, for the computation that uses it.
+
+        Without an annotation a value may be anything, so that a template may ask it for its HTML; with one it is text.
+        """
+        free = self.codec.is_free
+        return self._with(lambda hole: places.place(hole.places[0]) if free and hole.is_whole else hole.placed(places))
+
+    def check(self) -> None:
+        """Raise `CorruptEntryError` unless there is such a value, with texts that are empty where the holes are."""
+        for hole in self.holes:
+            check_parts(hole.parts, hole.places)
+        if self.holes[0].path:
+            try:
+                tree = self.codec.tree(self.tree)
+                for hole in self.holes:
+                    parent = _parent_in(tree, hole.path)
+                    if parent[hole.path[-1]] != hole.parts[0][:0]:
+                        raise CorruptEntryError(f"a window where none was placed, at {hole.path!r}")
+                    parent[hole.path[-1]] = None  # once only
+            except (LookupError, TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
+                raise CorruptEntryError(
+                    f"a value with windows, and nowhere to put them: {first_line(error)}"
+                ) from error
+        elif self.tree or len(self.holes) > 1:
+            raise CorruptEntryError("a text with windows, and more than that")
+        self._with(lambda hole: hole.with_texts([_LIKE_A_PLACEHOLDER] * len(hole.places)))
 
     def _with(self, fill: Callable[[Hole], Any]) -> Any:
         if not self.holes[0].path:
             return self.codec.of_text(self.way, fill(self.holes[0]))
         tree = self.codec.tree(self.tree)
         for hole in self.holes:
-            parent = tree
-            for step in hole.path[:-1]:
-                parent = parent[step]
-            parent[hole.path[-1]] = fill(hole)
+            _parent_in(tree, hole.path)[hole.path[-1]] = fill(hole)
         return self.codec.of_tree(self.way, tree)
+
+
+def _parent_in(tree: Any, path: Sequence[str | int]) -> Any:
+    for step in path[:-1]:
+        tree = tree[step]
+    return tree
 
 
 def woven(parts: Sequence[Any], texts: Sequence[Any]) -> Any:
@@ -148,7 +176,10 @@ def cut_out(tree: Any, places: Places, name: str) -> tuple[Any, tuple[Hole, ...]
             if segments is None:
                 return value
             if not all(type(step) in (str, int) for step in path):
-                raise WindowError(f"{name}{render(trail)}: a window stands below a key that is neither str nor int")
+                raise WindowError(
+                    f"{name}{render(trail)}: a window stands below a key that is neither str nor int: make a list of "
+                    f"pairs of it"
+                )
             holes.append(Hole(path, *segments))
             return value[:0]
         if isinstance(value, dict):
@@ -170,17 +201,10 @@ def read_skeleton(data: bytes, codec: "Codec") -> Skeleton:
         stored = _decoder.decode(data[len(MARK) :])
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise CorruptEntryError(f"a value with windows that is none: {first_line(error)}") from error
-    if not stored.holes or (len(stored.holes) > 1 and not all(hole.path for hole in stored.holes)):
+    if not stored.holes or not all(hole.path for hole in stored.holes[1:]):
         raise CorruptEntryError("a value with windows, and nowhere to put them")
-    for hole in stored.holes:
-        check_parts(hole.parts, hole.places)
     skeleton = Skeleton(codec, stored.way, stored.tree, stored.holes)
-    try:
-        skeleton.placed(Places("what was read"))  # is it a value of its type, as it was when it was stored?
-    except CorruptEntryError:
-        raise
-    except (LookupError, TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
-        raise CorruptEntryError(f"a value with windows, and nowhere to put them: {first_line(error)}") from error
+    skeleton.check()
     return skeleton
 
 
@@ -189,5 +213,5 @@ def check_parts(parts: Sequence[object], places: Sequence[Place]) -> None:
     if not places or len(parts) != len(places) + 1 or set(map(type, parts)) not in ({str}, {bytes}):
         raise CorruptEntryError(f"{len(places)} windows between {len(parts)} parts of a text")
     for place in places:
-        if not STEPS.keys() >= set(place.how):
+        if not STEPS.keys() >= set(place.how) or len(place.how) > MAX_STEPS:
             raise CorruptEntryError(f"a window placed in ways that there are not: {place.how!r}")

@@ -8,6 +8,7 @@ import copy
 import inspect
 import logging
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
@@ -67,6 +68,7 @@ class Window(Generic[P, R]):
         name: str | None,
     ) -> None:
         _check_function(function)
+        update_wrapper(cast(Any, self), function)  # first: what it copies is the function's, and may have any name
         self.cache = cache
         self.function = function
         #: Seconds that it may take where it is filled; None if that does not matter.
@@ -75,7 +77,6 @@ class Window(Generic[P, R]):
         self.name = function_name(function, name)
         self._injected, self._inject = _injection(function, self.name)
         self._signature, self._decode = _parameters(function, self.name, self._injected)
-        update_wrapper(cast(Any, self), function)
 
     def __repr__(self) -> str:
         return f"<window {self.name}>"
@@ -98,6 +99,12 @@ class Window(Generic[P, R]):
                 f"{self.name} is a window of a cache on another backend than that of {scope.name}: others who read "
                 f"what is stored there do not know it. Give both caches one backend"
             )
+        places = places_here(scope)
+        if places.stands_in(params):
+            raise WindowError(
+                f"{self.name}: an argument holds the placeholder of a window, and what that returns is not there yet. "
+                f"Await the one inside of the other"
+            )
         place = Place(f"{self.cache.namespace}|{self.name}", params)
 
         def awaited() -> Generator[Any, Any, R]:
@@ -109,7 +116,7 @@ class Window(Generic[P, R]):
             scope.forbid_store()
             return self.call(self.arguments(params)).__await__()
 
-        return places_here(scope).place(place, awaited if scope.is_response else None)
+        return places.place(place, awaited if scope.is_response else None)
 
     def _encode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         bound = self._signature.bind(*args, **kwargs).arguments
@@ -123,7 +130,9 @@ class Window(Generic[P, R]):
         try:
             self._decode(params)
         except msgspec.ValidationError as error:
-            raise WindowError(f"{self.name} is placed with what it does not take: {error}") from error
+            raise WindowError(
+                f"{self.name} is placed with {reprlib.repr(bound)}, which it does not take: {error}"
+            ) from error
         return params
 
     def arguments(self, params: bytes) -> dict[str, Any]:
@@ -136,8 +145,10 @@ class Window(Generic[P, R]):
         return {name: value for name, value in arguments.items() if value is not msgspec.UNSET}
 
     def check(self, params: bytes) -> None:
-        """Raise `CorruptEntryError` for parameters of a stored value that it cannot be filled with, or not any more."""
-        self.arguments(params)
+        """Raise `CorruptEntryError` unless it can have been placed with them."""
+        for name, value in self.arguments(params).items():
+            if (found := _not_json(value, name)) is not None:  # where any value is taken
+                raise CorruptEntryError(f"the window {self.name} with parameters that are not JSON: {found}")
 
     async def call(self, arguments: Mapping[str, Any]) -> R:
         """Call the function, with what is injected into it."""
@@ -162,12 +173,23 @@ class Window(Generic[P, R]):
     async def fill(self, arguments: Mapping[str, Any]) -> Any:
         """What stands in its place: what the function returns within its timeout, or the fallback."""
         try:
-            with anyio.fail_after(self.timeout):
-                return await self.call(arguments)
+            return await self.call_in_time(arguments)
         except Exception as error:
             if not self.has_fallback:
                 raise
             return self.instead_of(error)
+
+    async def call_in_time(self, arguments: Mapping[str, Any]) -> R:
+        """As `call`, within its timeout."""
+        with anyio.move_on_after(self.timeout):
+            return await self.call(arguments)
+        raise self.too_slow()
+
+    def too_slow(self) -> TimeoutError:
+        return TimeoutError(
+            f"the window {self.name} took longer than its timeout of {self.timeout or 0:g} s: give it a longer one, "
+            f"or a fallback"
+        )
 
 
 class WindowCall(Generic[P, R]):
@@ -210,21 +232,21 @@ class Windows:
 
     def find(self, place: Place) -> tuple[Window[..., Any], dict[str, Any]]:
         """A window and the arguments that it was placed with; `CorruptEntryError` where there is none such."""
-        window = self._window(place)
+        window = self._find(place.name)
         return window, window.arguments(place.params)
 
-    def _window(self, place: Place) -> Window[..., Any]:
-        window = self._own.get(place.name)
+    def _find(self, name: str) -> Window[..., Any]:
+        window = self._own.get(name)
         if window is None:
-            window = next((one[place.name] for one in self._all if place.name in one), None)
+            window = next((one[name] for one in self._all if name in one), None)
             if window is None:
-                raise CorruptEntryError(f"a window that is not defined in this process: {place.window!r}")
+                raise CorruptEntryError(f"a window that is not defined in this process: {name.partition('|')[2]!r}")
         return window
 
     def check(self, places: Iterable[Place]) -> None:
         """Raise `CorruptEntryError` unless all of them, as they were stored, can be filled."""
         for place in places:
-            self._window(place).check(place.params)
+            self._find(place.name).check(place.params)
 
     async def fill(self, places: Iterable[Place]) -> dict[tuple[str, bytes], Any]:
         """What the windows return, by names and parameters. They run side by side, each once."""
@@ -237,7 +259,7 @@ _on: "WeakKeyDictionary[Backend, list[dict[str, Window[..., Any]]]]" = WeakKeyDi
 
 
 async def side_by_side(calls: Sequence[Call]) -> list[Any]:
-    """What `calls` give, in their order. The first that fails ends the others, and is raised."""
+    """What `calls` give, in their order. The first that fails ends the others, and is raised, as it was."""
     async with running(calls) as windows:
         await windows.first_round()
         return [await windows.result(index) for index in range(len(calls))]
@@ -311,9 +333,16 @@ def _parameters(function: Callable[..., Any], name: str, injected: frozenset[str
             fields.append((one.name, annotation))
         else:
             fields.append((one.name, typing.Union[annotation, msgspec.UnsetType], msgspec.UNSET))  # noqa: UP007
-    struct = msgspec.defstruct("Parameters", fields, forbid_unknown_fields=True, kw_only=True)
-    decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(struct)
+    try:
+        struct = msgspec.defstruct("Parameters", fields, forbid_unknown_fields=True, kw_only=True)
+        decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(struct, ext_hook=_no_extension)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigurationError(f"{name}: its parameters cannot be told apart as JSON: {error}") from error
     return signature.replace(parameters=kept), decoder.decode
+
+
+def _no_extension(code: int, data: memoryview) -> NoReturn:
+    raise ValueError("an extension type")
 
 
 _ATOMS = (None, type(None), bool, int, float, str)
@@ -340,19 +369,31 @@ def _not_json(value: Any, where: str, depth: int = 0) -> str | None:
     kind = type(value)
     if depth > 32:
         return f"{where} is nested too deeply"
+    if kind is Placeholder:
+        return f"{where} is the placeholder of {value.places.find(value).window}"
     if kind is float:
         return None if math.isfinite(value) else f"{where} is {value!r}, which JSON does not have"
     if kind is int:
         return None if -(2**63) <= value < 2**64 else f"{where} is above 64 bits"
-    if kind in (type(None), bool, str):
+    if kind in (type(None), bool):
         return None
+    if kind is str:
+        return None if _is_unicode(value) else f"{where} is {value!r}, which holds half a surrogate pair"
     if kind is list:
         return next(filter(None, (_not_json(one, f"{where}[{i}]", depth + 1) for i, one in enumerate(value))), None)
     if kind is dict:
         for key, one in value.items():
-            if type(key) is not str:
-                return f"{where} has a key that is no str, {key!r}"
+            if type(key) is not str or not _is_unicode(key):
+                return f"{where} has a key that is no text, {key!r}"
             if (found := _not_json(one, f"{where}[{key!r}]", depth + 1)) is not None:
                 return found
         return None
     return f"{where} is of type {kind.__name__}"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

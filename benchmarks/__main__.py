@@ -24,6 +24,7 @@ from benchmarks.subjects import (
     redis_peers,
     redis_races,
     transactions,
+    windows,
 )
 
 SUBJECTS = {
@@ -36,6 +37,7 @@ SUBJECTS = {
     "ratio": ratio.run,
     "http": http.run,
     "http-miss": http_miss.run,
+    "windows": windows.run,
     "redis": redis.run,
     "redis-peers": redis_peers.run,
     "redis-races": redis_races.run,

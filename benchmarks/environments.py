@@ -59,7 +59,11 @@ class Environment:
 ENVIRONMENTS = {
     one.library: one
     for one in (
-        Environment("asynctag", ("--editable", ".[fastapi]", "asyncpg", *_SERVER), "benchmarks.workers.with_asynctag"),
+        Environment(
+            "asynctag",
+            ("--editable", ".[fastapi]", "asyncpg", "jinja2", *_SERVER),
+            "benchmarks.workers.with_asynctag",
+        ),
         Environment(
             "cashews", ("cashews[redis]", "hiredis", "pydantic", "asyncpg", *_SERVER), "benchmarks.workers.with_cashews"
         ),

@@ -8,18 +8,25 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from redis.asyncio import Redis
 
+from asynctag import Cache
+from asynctag.backends.memory import MemoryBackend
 from benchmarks import plot, processes, report, rounds, traces
 from benchmarks.__main__ import PAGE, SUBJECTS
 from benchmarks.environments import BenchmarkError
 from benchmarks.plot import Bar, Plot
 from benchmarks.report import Report, Table, Target
+from benchmarks.servers import page
 from benchmarks.subjects import redis_peers
 from benchmarks.subjects.redis import BODIES, commands_of
+from benchmarks.subjects.windows import moments
 from benchmarks.workers.commands import Function, Library
+from benchmarks.workers.load import Client
 from benchmarks.workers.over_redis import OverRedis, spend
+from benchmarks.workers.pages import pages
 from benchmarks.workers.payloads import SPOIL, VALUES, prose, sizes
 from benchmarks.workers.tally import Tally
 
@@ -247,6 +254,71 @@ def test_a_library_without_tags_is_not_asked_to_invalidate() -> None:
         if not redis_peers.takes_part(label, what)
     }
     assert left_out == {("aiocache", "an invalidation"), ("aiocache", redis_peers.LAST)}
+
+
+# --- pages with windows ----------------------------------------------------------------------------------
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+WITH_LENGTH = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc"
+
+
+class Connection(asyncio.Transport):
+    """Keeps what is sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sent: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.sent.append(bytes(data))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1_000])
+@pytest.mark.parametrize("answer", [CHUNKED, WITH_LENGTH], ids=["chunked", "with its length"])
+def test_an_answer_is_counted_when_all_of_it_is_there(answer: bytes, size: int) -> None:
+    """In pieces of any size, and not before its last; then the next request goes out."""
+    connection = Connection()
+    client = Client(iter([b"first", b"second", b"third"]))
+    client.connection_made(connection)
+    for number in (1, 2):
+        for at in range(0, len(answer), size):
+            assert client.done == number - 1
+            client.data_received(answer[at : at + size])
+        assert client.done == number
+    assert connection.sent == [b"first", b"second", b"third"]
+    assert client.failure is None
+
+
+def test_the_first_byte_is_of_the_body_and_the_last_of_all() -> None:
+    """The headers alone are not what anybody waits for; the end of the connection is not the end of the page."""
+    pieces = [b"HTTP/1.1 200 OK\r\n", b"content-length: 3\r\n\r\n", b"a", b"bc"]
+    seconds = iter([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert moments(iter(pieces), lambda: next(seconds)) == (3.0, 4.0)
+    with pytest.raises(BenchmarkError, match="no page came"):
+        moments([b"HTTP/1.1 500 Internal Server Error\r\n\r\nno"], lambda: 1.0)
+
+
+async def page_of(app: object) -> str:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:  # type: ignore[arg-type]
+        return (await client.get("/products/635")).text
+
+
+@pytest.mark.anyio
+async def test_pages_with_and_without_windows_have_the_same_text() -> None:
+    """On a miss and on a hit, with sub-requests too: what is compared is what it costs to make one page."""
+    plain = await page_of(page.uncached)
+    assert 20_000 < len(plain) < 21_000
+    for app in (page.plain, page.windows, page.turns, page.timers, page.sub_requests):
+        with page.cache.override(MemoryBackend()):
+            assert [await page_of(app) for _ in range(3)] == [plain] * 3
+
+
+@pytest.mark.anyio
+async def test_functions_with_and_without_windows_give_the_same_text() -> None:
+    by_kind = pages(Cache(default_ttl=60))
+    given = {kind: {await function(635) for _ in range(2)} for kind, function in by_kind.items()}
+    assert len(set.union(*given.values())) == 1, given
 
 
 # --- what several processes have counted ----------------------------------------------------------------

@@ -117,7 +117,7 @@ class Silence(Client):
         self._reading = reading
         self._outgoing: Outgoing | None = None
         self._filling: Filling | None = None
-        self._start: Message | None = None
+        self._start: Message | None = None  # once it is out
         #: Whether somebody wants the response cached.
         self.ended = False
         self.scope = scope_of_response(middleware.cache, asgi)
@@ -158,22 +158,24 @@ class Silence(Client):
         if self._outgoing is None and message["type"] == "http.response.start":
             if may_be_stored(message.get("headers") or (), self._middleware.targets):
                 self.end()
-            self._start = message
         if self._outgoing is not None:
             await self._outgoing.send(message)
-        elif self.scope.places is None:
+        elif self._filling is None and self.scope.places is None:
+            if message["type"] == "http.response.start":
+                self._start = message
             await self._send(message)
         else:
-            await self._filled(message)
+            await self._filling_now().send(message)
 
-    async def _filled(self, message: Message) -> None:
+    def _filling_now(self) -> Filling:
         if self._filling is None:
-            self._filling = self._filling_now(self._start if message is not self._start else None)
-        await self._filling.send(message)
+            self._filling = Filling(self._serving, self.scope, self._send, self._start)
+        return self._filling
 
-    def _filling_now(self, sent: Message | None = None) -> Filling:
-        serving = Serving(self._middleware.cache, self._asgi, self._send, self.context)
-        return Filling(serving, self.scope, self._send, sent)
+    def _serving(self, send: Send) -> Serving:
+        if self._outgoing is not None:
+            return self._outgoing.exchange.serving(send)
+        return Serving(self._middleware, self._asgi, send, self.context)
 
     async def answer_stale(self, error: Exception) -> bool:
         """As an exchange does, where one has taken its place."""
@@ -275,11 +277,15 @@ class Exchange:
     miss: Miss | None = None
     #: Whether a hit is on its way: what the application sends goes out as it is.
     replying = False
+    #: Whether that hit has windows.
+    fills = False
     #: What was found and may not be served before the application has said that it still is good.
     stale: StoredResponse | None = None
     #: What the application was asked about, instead of what the client asked.
     validating: StoredResponse | None = None
     refused = False
+    #: Whether the hits of what goes out are served before routing.
+    public = False
     _key: str | None = None
     _flight: Flight | None = None
     _entered = False  # the endpoint was reached: whatever guards the route has let the request in
@@ -441,7 +447,7 @@ class Exchange:
             raise ConfigurationError(
                 f"ttl={policy.ttl!r} is above the cache's max_ttl of {self.cache.max_ttl:.15g} seconds"
             )
-        self.policy = policy
+        self.policy, self.public = policy, policy.public
         self.check_guards()
         if tags:
             self.tag(tags)
@@ -541,6 +547,7 @@ class Exchange:
     def hit(self, stored: Stored) -> tuple[Message, Message]:
         """The messages of a hit. What the application sends from here on goes out as it is."""
         self.replying = True
+        self.public, self.fills = stored.response.public, stored.response.windows is not None
         self.land(Fate.CANCELLED)
         self.scope.absorb(stored.entry, self.scope.backend, stale=stored.stale)
         return self.middleware.answer(
@@ -578,7 +585,8 @@ class Exchange:
 
     async def run(self, send: Send) -> None:
         """Run the application within the response's scope, and store what it sends if it may be."""
-        send = Filling(Serving(self.cache, self.routed, send, self.client.context), self.scope, send).send
+        if not self.scope.renewing:  # behind which no user is: what it sends goes nowhere
+            send = Filling(self.serving, self.scope, send).send
         outgoing = Outgoing(self, send)
         asked = self.asgi["headers"]
         if self.stale is not None:
@@ -606,6 +614,25 @@ class Exchange:
             recorded = await self._record(replace(self.dims, head=True))
             if recorded is not None and recorded[1] is not None and self.filler is not None:
                 await self.filler.write(recorded[1])
+
+    def serving(self, send: Send, receive: Receive | None = None) -> Serving:
+        """What fills windows in the response to this request."""
+        return Serving(self.middleware, self._seen(), send, self.client.context, receive)
+
+    def _seen(self) -> AsgiScope:
+        """The request as its windows see it, on a hit and on a miss: with what is found on the way to the endpoint
+        only where hits are served there too."""
+        return self._origin if self.public else {**self.routed, "headers": self._origin["headers"]}
+
+    async def reply(self, messages: tuple[Message, Message], send: Send, receive: Receive | None = None) -> None:
+        """Send the messages of a hit. `receive`: where nobody else does."""
+        start, body = messages
+        windows = body.get("windows")
+        if windows is None:
+            await send(start)
+            await send(body)
+        else:
+            await self.serving(send, receive).send(start, windows.segments, windows.charset)
 
     async def failed(self, outgoing: Outgoing, error: Exception) -> bool:
         """The application has raised: whether that was answered with what was stored before."""
@@ -790,12 +817,13 @@ class Exchange:
             return None
         entry = reading.entry
         response = load(entry, RESPONSES)
-        if response is MISSING or not (response.public or self._entered):
+        if response is MISSING or not (response.public or self._entered) or not self.middleware.can_fill(response):
             return None
         if self.filler.backend.clock() >= max(entry.stale_until, entry.fresh_until + response.stale_if_error):
             return None  # it is kept to be asked about
         logger.warning("%s failed: serving what was stored before", self.scope.name, exc_info=error)
         self.land(Fate.UNSHARED)
+        self.public = response.public
         self.scope.absorb(reading.entry, self.scope.backend, stale=reading.stale)
         return self.middleware.answer(response, reading.entry, self.facts, stale=reading.stale)
 

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextvars import Context, copy_context
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import copy_context
+from functools import partial
 from math import floor
 from typing import TypeAlias
 
@@ -218,8 +219,9 @@ class CacheMiddleware:
                     await self._forward(scope, receive, send, facts, address, known)
                     return
             start, body = messages
-            if "windows" in body:
-                await self.reply(messages, scope, send)
+            if (windows := body.get("windows")) is not None:
+                serving = Serving(self, scope, send, receive=receive)
+                await serving.send(start, windows.segments, windows.charset)
                 return
             await send(start)
             await send(body)
@@ -291,8 +293,7 @@ class CacheMiddleware:
                 current_exchange.reset(token)
             return
         gathering = scope_of_response(self.cache, scope)
-        gathering.no_store = True
-        send = Filling(Serving(self.cache, scope, send, copy_context()), gathering, send).send
+        send = Filling(partial(Serving, self, scope, context=copy_context()), gathering, send).send
         token, scope_token = current_exchange.set(Aside(scope)), current_scope.set(gathering)
         try:
             if is_safe(scope["method"]) or self.cache._disabled:
@@ -307,7 +308,7 @@ class CacheMiddleware:
         finally:
             current_scope.reset(scope_token)
             current_exchange.reset(token)
-            gathering.closed = True
+            gathering.hand_up()
 
     def _plain_url(self, asgi: AsgiScope) -> _Url | None:
         """The URL of a `GET` that says nothing for a cache to decide by, as most do; None for others."""
@@ -454,30 +455,16 @@ class CacheMiddleware:
         try:
             stored = await self._before_routing(exchange)
             if stored is None and facts.only_if_cached and not exchange.may_hit_later:
-                await self.reply(exchange.nothing_cached(), scope, send)
+                await exchange.reply(exchange.nothing_cached(), send)
             elif stored is None:
                 await exchange.run(send)
             else:
                 if known is not None and exchange.dims is not None and not self.cache._filling().backend.in_process:
                     known.dims = PLAIN if exchange.dims.plain else exchange.dims
-                await self.reply(exchange.hit(stored), scope, send)
+                await exchange.reply(exchange.hit(stored), send, receive)
         finally:
             request_cache._over()
             exchange.over()
-
-    async def reply(
-        self, messages: tuple[Message, Message], asgi: AsgiScope, send: Send, context: Context | None = None
-    ) -> None:
-        """Send the messages of a hit, its windows filled in `context`: in a copy of the one that runs, without one."""
-        start, body = messages
-        windows = body.get("windows")
-        if windows is None:
-            await send(start)
-            await send(body)
-        else:
-            if "app" not in asgi:  # around the whole application, which has not seen the request
-                asgi = {**asgi, "app": self.app}
-            await Serving(self.cache, asgi, send, context).send(start, windows.segments, windows.charset)
 
     def can_fill(self, response: StoredResponse) -> bool:
         """Whether the windows of a stored response are defined in this process."""
@@ -538,7 +525,11 @@ class CacheMiddleware:
         # One that waited for another's response was sent on with it (RFC 9211 §2.6).
         how = b"fwd=uri-miss; collapsed" if collapsed else b"hit"
         status = (b"cache-status", b"%s; %s; ttl=%d" % (self._token, how, ttl))
-        extra = [status, *self.exposed(entry.tags)] if self.shows_tags and response.windows is None else (status,)
+        extra: Sequence[tuple[bytes, bytes]] = (status,)
+        if self.shows_tags and response.windows is not None:
+            extra = (status, *self._debugging(entry.tags))
+        elif self.shows_tags:
+            extra = (status, *self.exposed(entry.tags))
         start, body = response.answer(facts, time.time(), extra)
         if self.own_target is not None:
             start["headers"] = [pair for pair in start["headers"] if pair[0] != self.own_target]
@@ -550,9 +541,7 @@ class CacheMiddleware:
             return []
         names = tuple(names)
         tags = user_tags(names, self.cache.namespace)
-        headers = []
-        if self._exposed_as is not None:
-            headers.append((self._exposed_as, self._for_debugging(sorted(tags))))
+        headers = self._debugging(names)
         if self.groups and (named := write_groups(tags)) is not None and named is not OVERFLOW:
             headers.append((b"cache-groups", named))
         if self._surrogates is not None:
@@ -564,6 +553,11 @@ class CacheMiddleware:
             elif field is not None:
                 headers.append(field)
         return headers
+
+    def _debugging(self, names: Iterable[str]) -> list[tuple[bytes, bytes]]:
+        if self._exposed_as is None:
+            return []
+        return [(self._exposed_as, self._for_debugging(sorted(user_tags(tuple(names), self.cache.namespace))))]
 
     def _for_debugging(self, tags: list[str]) -> bytes:
         text = ", ".join(tags).encode("ascii", "backslashreplace")

@@ -7,7 +7,7 @@ from asynctag.backends.base import Cause
 from asynctag.http.asgi import Message, Send
 from asynctag.http.headers import Forward, cache_status, make_etag
 from asynctag.http.rules import Storable, not_modified, not_modified_headers
-from asynctag.http.serving import segments_of
+from asynctag.http.serving import for_nobody_else, segments_of
 from asynctag.http.stored import StoredResponse, first_values
 from asynctag.http.validation import VALIDATORS, confirms, updated_by
 from asynctag.http.variants import varied
@@ -67,6 +67,8 @@ class Outgoing:
         if self._phase is Phase.REPLACED or self._phase is Phase.UNCONFIRMED:
             return
         begins = kind == "http.response.start" and self._phase is Phase.EXPECTED
+        if begins and self.exchange.fills:  # what stands between here and the endpoint may have added to it
+            message = {**message, "headers": for_nobody_else(message.get("headers") or ())}
         if self.exchange.replying or self._phase is Phase.DONE or (self._phase is Phase.EXPECTED and not begins):
             await self._send(message)  # of a hit, before a response or after it: for the server to take or refuse
         elif begins:
@@ -88,7 +90,7 @@ class Outgoing:
         if messages is None:
             return False
         self._phase = Phase.REPLACED
-        await self.exchange.middleware.reply(messages, self.exchange.routed, self._send, self.exchange.client.context)
+        await self.exchange.reply(messages, self._send)
         return True
 
     async def _begin(self, start: Message) -> None:
@@ -113,6 +115,7 @@ class Outgoing:
             self._stop_recording(verdict)
             await self._send_start(stored=False)
             return
+        exchange.public = verdict.public
         said = first_values(headers)
         length = said.get(b"content-length", b"")
         self._length = int(length) if length.isdigit() and len(length) < 20 else None
@@ -152,7 +155,8 @@ class Outgoing:
         if not more:
             exchange.scope.closed = True  # what is cached or tagged from here on is not part of the response
         if more or recording is None:
-            if recording is not None and recording.is_long:
+            # Nor does anybody wait for what this client's windows wait for.
+            if recording is not None and (recording.is_long or exchange.scope.places is not None):
                 exchange.let_go()
             await self._send_start(stored=False, whole=not more)  # of a body that is still to come, it is not known yet
         else:

@@ -202,8 +202,7 @@ class StoredReply(Response):
         self.background: BackgroundTask | None = None
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        exchange = self._exchange
-        await exchange.middleware.reply(self._messages, exchange.routed, send, exchange.client.context)
+        await self._exchange.reply(self._messages, send, self._exchange.client.receive)
         if self.background is not None:
             await self.background()
 

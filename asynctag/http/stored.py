@@ -12,7 +12,7 @@ from asynctag.http.asgi import Message
 from asynctag.http.headers import http_date, is_field
 from asynctag.http.packed import PackedCodec
 from asynctag.http.rules import Headers, RequestFacts, not_modified, not_modified_headers, stored_headers
-from asynctag.http.serving import body_of, headers_with_windows
+from asynctag.http.serving import body_of, headers_with_windows, is_written_as
 from asynctag.placeholders import Place, Segments
 from asynctag.skeleton import check_parts
 
@@ -138,10 +138,8 @@ class _ResponseCodec(PackedCodec):
                 raise CorruptEntryError("a response with headers that are none")
         if response.windows is not None:
             check_parts(response.windows.parts, response.windows.places)
-            try:
-                "0".encode(response.windows.charset)
-            except (LookupError, ValueError) as error:
-                raise CorruptEntryError("a response in characters that there are not") from error
+            if not is_written_as(response.windows.charset):
+                raise CorruptEntryError("a response in characters in which no window stands")
         return response
 
     def keep(self, value: Any) -> Kept:

@@ -10,6 +10,9 @@ import uvloop
 
 from benchmarks.workers.line import serve
 
+#: Ends a body in chunks. What is measured has no line breaks in it.
+LAST_CHUNK = b"\r\n0\r\n\r\n"
+
 
 class Client(asyncio.Protocol):
     """One connection. Counts the whole 200 answers."""
@@ -21,6 +24,7 @@ class Client(asyncio.Protocol):
         self.failure: str | None = None
         self._begun = b""
         self._missing = 0
+        self._end: bytes | None = None  # the last bytes of a body in chunks, while it comes
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -31,7 +35,9 @@ class Client(asyncio.Protocol):
             self.failure = self.failure or f"the server closed the connection: {exc}"
 
     def data_received(self, data: bytes) -> None:
-        if self._missing:
+        if self._end is not None:
+            self._end = (self._end + data)[-len(LAST_CHUNK) :]
+        elif self._missing:
             self._missing -= len(data)
         else:
             data = self._begun + data
@@ -44,11 +50,19 @@ class Client(asyncio.Protocol):
                 self.failure = data[:60].decode(errors="replace")
                 self.transport.close()
                 return
-            self._missing = head + 4 + content_length(data, head) - len(data)
-        if not self._missing:
+            if is_chunked(data, head):
+                self._end = data[head + 2 :][-len(LAST_CHUNK) :]
+            else:
+                self._missing = head + 4 + content_length(data, head) - len(data)
+        if self._end == LAST_CHUNK or (self._end is None and not self._missing):
+            self._end = None
             self.done += 1
             if not self.stopped:
                 self.transport.write(next(self.requests))
+
+
+def is_chunked(data: bytes, head: int) -> bool:
+    return data.find(b"transfer-encoding: chunked", 0, head) >= 0
 
 
 def content_length(data: bytes, head: int) -> int:

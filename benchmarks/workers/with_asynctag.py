@@ -4,8 +4,9 @@ from typing import Any
 
 from asynctag import Cache
 from asynctag.backends.memory import MemoryBackend
-from benchmarks.workers.commands import Commands, Function, Library
+from benchmarks.workers.commands import Commands, Function, Library, seconds_of
 from benchmarks.workers.line import serve
+from benchmarks.workers.pages import pages
 
 
 def backend(max_entries: int = 1_000_000) -> MemoryBackend:
@@ -33,8 +34,17 @@ class Asynctag(Library):
 class AsynctagCommands(Commands):
     library: Asynctag
 
+    def __init__(self, library: Asynctag) -> None:
+        super().__init__(library)
+        self.pages = pages(library.cache)
+
     async def enclose(self, function: Function) -> None:
         await self.library.cache.get_or_set(f"around:{next(self._ids)}", lambda: function(635), returns=str)
+
+    async def page(self, kind: str, n: int) -> float:
+        function = self.pages[kind]
+        await function(635)
+        return await seconds_of(function, n)
 
     async def ratio(self, trace: list[int], entries: int) -> float:
         """The share of hits on a trace, through the API, in a cache of `entries`."""

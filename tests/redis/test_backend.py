@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from hiredis import ReplyError
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
@@ -981,19 +982,33 @@ async def test_the_same_replies_come_to_something_else_in_time(backend: RedisBac
         assert (reading.stale, reading.entry is not None) == (stale, entry_there)
 
 
-async def test_the_same_replies_come_to_other_times_by_another_clock(backend: RedisBackend) -> None:
-    """The server's clock was found to be ahead: the entry is fresh for less long."""
+async def test_the_same_replies_come_to_other_times_by_another_clock(
+    backend: RedisBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server's clock was found to be ahead: the entry is fresh for less long, and its bytes are known as before."""
+    monkeypatch.setattr("asynctag.backends.redis.connection.ASKED_AGE", 60)  # of the clock nothing else comes
     await put(backend)
+    link = await backend._client.link()
+    known = link.known[PAGE]
     ends = []
-    for ahead in (0, 0, 0, 30):
-        link = await backend._client.link()
-        assert (link.known[PAGE].last is None) is (len(ends) < 2)
+    for came, (ahead, is_known) in enumerate([(0, False), (0, False), (0, True), (30, True), (0, True)]):
+        assert (known.last is not None) is is_known, came
         link.connection.clock_offset += ahead
         entry = (await backend.read(PAGE)).entry
         assert entry is not None
         ends.append(entry.fresh_until)
-    assert link.known[PAGE].judged is not None
     assert ends[2] - ends[3] == pytest.approx(30, abs=0.5)
+    assert ends[3] == ends[4]
+
+
+async def test_what_comes_again_once_a_second_is_known_by_its_bytes_too(backend: RedisBackend) -> None:
+    """Though it comes to other times whenever it comes."""
+    await put(backend)
+    link = await backend._client.link()
+    for is_known in (False, False, True, True):
+        assert (link.known[PAGE].last is not None) is is_known
+        link.connection.clock_offset += 0.01
+        assert await value(backend) == "a value"
 
 
 async def test_what_comes_again_is_known_by_its_bytes(
@@ -1016,6 +1031,19 @@ async def test_what_comes_again_is_known_by_its_bytes(
             patch.setattr(link.connection, "_parse", parsed.append)
             assert await value(backend) == "a value"
         assert parsed == []
+
+
+@pytest.mark.parametrize(
+    "info", [b"run_id:another\r\nmaster_replid:another\r\n", b"", None, 1, [b"run_id:a"], ReplyError()]
+)
+async def test_a_server_that_is_another_or_does_not_say_is_left(backend: RedisBackend, info: Any) -> None:
+    """Once a second it is asked who it is. Where it refuses to say that now, it may be the one that it was."""
+    await put(backend)
+    link = await backend._client.link()
+    link._see_who(info)
+    refused = isinstance(info, ReplyError)
+    assert (link.moved, link.connection.closed) == (not refused, not refused)
+    assert await value(backend) == "a value"
 
 
 async def test_only_what_nobody_can_change_is_decoded_once(backend: RedisBackend) -> None:

@@ -271,19 +271,24 @@ async def test_several_commands_in_one_request(redis_server: Server) -> None:
 RAW, LAST = b"$1\r\na\r\n:1\r\n", [b"a", 1]
 
 
-def leave_unsent(connection: Connection) -> None:
-    """Nothing goes to the server any more, `TIME` neither: the test hands over what comes from it, piece by piece."""
+def leave_unsent(connection: Connection) -> list[bytes]:
+    """Nothing goes to the server any more, `TIME` neither: the test hands over what comes from it, piece by piece.
+
+    What would have gone there is listed.
+    """
+    written: list[bytes] = []
     transport: Any = connection._transport
     connection._asked_at = math.inf
 
     class Unsent:
         def write(self, data: bytes) -> None:
-            pass
+            written.append(data)
 
         def __getattr__(self, name: str) -> Any:
             return getattr(transport, name)
 
     connection._transport = Unsent()  # type: ignore[assignment]
+    return written
 
 
 @pytest.mark.anyio
@@ -317,6 +322,116 @@ async def test_what_comes_again_to_nobody_is_refused(redis_server: Server) -> No
         connection.send(b"", 2, (RAW, LAST))
         connection.data_received(RAW + RAW)
         assert connection.closed
+
+
+@pytest.mark.anyio
+async def test_who_waits_goes_on_as_replies_come(redis_server: Server) -> None:
+    """In their order, each in its own context, before the loop calls another; what they send then is one write."""
+    caller: contextvars.ContextVar[int] = contextvars.ContextVar("caller")
+    went_on: list[int] = []
+    seen: list[tuple[list[int], list[bytes]]] = []
+    async with connected(redis_server.url) as connection:
+        written = leave_unsent(connection)
+
+        async def call(number: int) -> None:
+            caller.set(number)
+            assert await connection.send(b"a", 2, (RAW, LAST)) is LAST
+            assert asyncio.current_task() is tasks[number]
+            went_on.append(caller.get())
+            assert await connection.send(b"b", 1) == [b"OK"]
+
+        def receive(data: bytes) -> None:
+            connection.data_received(data)
+            seen.append((went_on[:], written[:]))
+
+        tasks = [asyncio.create_task(call(number)) for number in range(3)]
+        await flushed()
+        for data in (RAW * 3, b"+OK\r\n" * 3):
+            asyncio.get_running_loop().call_soon(receive, data)
+        await asyncio.gather(*tasks)
+        assert seen[0] == ([0, 1, 2], [b"aaa", b"bbb"])
+
+
+async def one_reply(connection: Connection) -> Any:
+    (reply,) = await connection.send(b"", 1)
+    return reply
+
+
+@pytest.mark.anyio
+async def test_what_comes_while_a_task_runs_is_told_by_the_loop(redis_server: Server) -> None:
+    """A task cannot run within another."""
+    async with connected(redis_server.url) as connection:
+        leave_unsent(connection)
+        waiting = asyncio.create_task(one_reply(connection))
+        await flushed()
+        connection.data_received(b"+OK\r\n")
+        assert not waiting.done()
+        await flushed()
+        assert waiting.done()
+        assert waiting.result() == b"OK"
+
+
+@pytest.mark.anyio
+async def test_one_that_goes_on_may_close_the_connection_or_cancel_another(redis_server: Server) -> None:
+    """Who was answered with it has its reply, unless it was cancelled; who was not hears that it is closed."""
+    async with connected(redis_server.url) as connection:
+        leave_unsent(connection)
+
+        async def close() -> None:
+            await one_reply(connection)
+            connection.close()
+            tasks[2].cancel()
+
+        tasks = [asyncio.create_task(one) for one in (close(), *(one_reply(connection) for _ in range(3)))]
+        await flushed()
+        asyncio.get_running_loop().call_soon(connection.data_received, b"+OK\r\n" * 3)
+        _, answered, cancelled, late = await asyncio.gather(*tasks, return_exceptions=True)
+        assert answered == b"OK"
+        assert isinstance(cancelled, asyncio.CancelledError)
+        assert isinstance(late, ConnectionLostError)
+
+
+@pytest.mark.anyio
+async def test_what_the_connection_asks_itself_is_told_in_its_place(redis_server: Server) -> None:
+    """Where that closes it, nobody has a reply who asked later, though it has come too."""
+    async with connected(redis_server.url) as connection:
+        leave_unsent(connection)
+        before = asyncio.create_task(one_reply(connection))
+        await flushed()
+        connection._pending.append((lambda _: connection.close(), 0, 0.0, None))
+        later = asyncio.create_task(one_reply(connection))
+        await flushed()
+        asyncio.get_running_loop().call_soon(connection.data_received, b"+OK\r\n" * 3)
+        with pytest.raises(ConnectionLostError):
+            await later
+        assert await before == b"OK"
+
+
+@pytest.mark.parametrize("ends", [SystemExit, KeyboardInterrupt])
+def test_one_that_goes_on_may_end_the_loop(
+    ends: type[BaseException], redis_server: Server, new_loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    """It ends as it does wherever else a task raises that, and who was answered too has its reply."""
+    loop = new_loop()
+    made: list[Connection] = []
+    others: list[asyncio.Task[Any]] = []
+
+    async def end() -> None:
+        made.append(connection := await opened(redis_server.url))
+        others.append(loop.create_task(run(connection, "ECHO", "x")))
+        await checkpoint()
+        sent = connection.send(pack("ECHO", "y"), 1)
+        others.append(loop.create_task(run(connection, "ECHO", "z")))
+        await sent
+        raise ends
+
+    loop.call_later(PATIENCE, loop.stop)  # where it does not end
+    with pytest.raises(ends):
+        loop.run_until_complete(end())
+    assert [loop.run_until_complete(one) for one in others] == [b"x", b"z"]
+    made[0].close()
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
 
 
 def as_bytes(reply: bytes | int) -> bytes:
@@ -700,15 +815,15 @@ async def test_the_offset_is_a_second_old_at_most(redis_server: Server, monkeypa
 async def test_an_inquiry_goes_out_once_a_second(redis_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the next commands after that, and who asks is told before their replies are handled."""
     async with connected(redis_server.url) as connection:
-        told: list[list[Any]] = []
-        connection.inquiry = pack("ECHO", "who"), lambda answer: told.append(answer.result())
+        told: list[Any] = []
+        connection.inquiry = pack("ECHO", "who"), told.append
         for ahead, times in ((10.0, 1), (10.5, 1), (20.0, 2)):
             monkeypatch.setattr(module, "monotonic", ahead_by(ahead))
             known: list[int] = []
             requests = [connection.send(pack("ECHO", "x") * 2, 2), connection.send(pack("ECHO", "y"), 1)]
             requests[0].add_done_callback(lambda _, known=known: known.append(len(told)))
             assert await asyncio.gather(*requests) == [[b"x", b"x"], [b"y"]]
-            assert (told, known) == ([[b"who"]] * times, [times])
+            assert (told, known) == ([b"who"] * times, [times])
         assert connection._waiting == 0
 
 

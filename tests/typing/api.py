@@ -8,7 +8,7 @@ from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
 
-from asynctag import Cache, Cached, Explanation, Held, Hit, Miss, Wait, WhileLeased, add_tags, no_store, tag
+from asynctag import Cache, Cached, Explanation, Held, Hit, Miss, Wait, WhileLeased, Window, add_tags, no_store, tag
 from asynctag.backends.memory import MemoryBackend
 from asynctag.integrations.outbox import Outbox
 from asynctag.integrations.sqlalchemy import UnitsOfWork, row_tags, unit_of_work
@@ -222,6 +222,50 @@ async def transactions() -> None:
     cache.transaction(isolation="snapshot")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     cache.transaction(during_lag="wait")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     cache.transaction()(not_async)  # type: ignore[arg-type] # pyright: ignore
+
+
+# --- windows
+
+
+@cache.window(timeout=timedelta(seconds=1), fallback="", name="badge")
+async def badge(size: int, *, colour: str = "red") -> str:
+    return colour * size
+
+
+@cache.window
+async def cart() -> dict[str, int]:
+    return {"items": 1}
+
+
+@cache.window(timeout=None)
+@cache.cached(ttl=60)
+async def stock(product_id: int) -> int:
+    return 1
+
+
+@cache.cached(ttl=60)
+async def page() -> str:
+    text: str = badge(2, colour="blue")
+    return f"<p>{text}</p>" + badge(1) + ", ".join([badge(3), cart()])
+
+
+@cache.cached(ttl=60)
+async def data() -> dict[str, str | list[str]]:
+    return {"badge": badge(1), "all": [cart(), stock(1)]}
+
+
+async def windows() -> None:
+    assert_type(await badge(1), str)
+    assert_type(await cart(), dict[str, int])
+    assert_type(await stock(1), int)
+    window: Window[[], dict[str, int]] = cart
+    assert_type(await window(), dict[str, int])
+    badge("2")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    badge(1, "blue")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+
+cache.window(not_async)  # type: ignore[arg-type] # pyright: ignore
+cache.window(timeout="1")  # type: ignore[call-overload] # pyright: ignore
 
 
 # --- tools for tests

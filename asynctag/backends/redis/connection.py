@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from contextvars import Context
-from functools import partial
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any, TypeAlias, cast
@@ -33,9 +32,9 @@ ASKED_AGE = 1.0
 #: How many timeouts a reply may take while bytes of it, or of what is sent, are on their way.
 LONGEST = 10
 
-#: How many requests go out in one write. With more at once, the server would have nothing to do while callers prepare
-#: them: 50 callers got a quarter less done.
-MAX_COALESCED = 24
+#: How many requests go out in one write. With all at once, the server would have nothing to do while callers prepare
+#: them; with fewer, writing takes longer than all else.
+MAX_COALESCED = 32
 
 #: Above this size hiredis takes longer to pack a part than a join of bytes does: at 64 KiB and more, 25 times as long.
 LARGE = 16_384
@@ -46,8 +45,7 @@ LASTING = ("unknown command", "NOPROTO", "DB index is out of range")
 #: What the reader answers when it needs more bytes. Not `False` or `None`: those are replies.
 _MORE = object()
 
-#: Stands in the place of a future for the replies to `TIME`, and of a transport for the writer of a stream.
-_NOBODY = cast("asyncio.Future[list[Any]]", None)
+#: Stands in the place of a transport for the writer of a stream.
 _GONE = SimpleNamespace(is_closing=lambda: True)
 
 
@@ -101,38 +99,42 @@ def _pack_large(parts: tuple[str | bytes | int, ...]) -> bytes:
 #: What came to a request last time: the bytes, and the replies that they are.
 Last: TypeAlias = tuple[bytes, list[Any]]
 
+#: Who waits for replies, for how many, since when, and what came last time (`Last | None`) or, once they are answered,
+#: came now. Of what the connection asks itself, a function of the reply stands in the place of the future, and 0 in
+#: that of the number.
+Waiting: TypeAlias = tuple[Any, int, float, Any]
+
 _TIME = pack("TIME")
+
+#: Whether a future tells who waits for it. It is not documented; where it does not, the loop calls them.
+_SHOWS_CALLBACKS = hasattr(asyncio.Future, "_callbacks")
 
 
 class Connection(asyncio.Protocol):
     """A connection that `connect` has made. For the event loop that it was made in, and that one's thread."""
 
-    #: Nothing can be sent any more: make another connection.
-    closed: bool = False
-    #: Too much waits for replies, or for the socket: wait in `room()` before sending.
-    is_full: bool = False
-    #: The server's Unix time less `time.monotonic()` as it was when that time was asked for: with this offset the
-    #: server's clock is at most `monotonic() + clock_offset`. It is no older than a second at any reply.
-    clock_offset: float = 0.0
-    #: A command with one reply that goes out once a second, before others, and who is told when it is answered.
-    inquiry: "tuple[bytes, Callable[[asyncio.Future[list[Any]]], object]] | None" = None
-    #: Told, once, where the connection is given up because a reply did not come in time.
-    on_timeout: Callable[[str], None] | None = None
-
     def __init__(self, transport: asyncio.Transport, address: str, timeout: float, max_waiting: int) -> None:
         self.address = address
-        self._loop = loop = asyncio.get_running_loop()
+        #: Nothing can be sent any more: make another connection.
+        self.closed = False
+        #: Too much waits for replies, or for the socket: wait in `room()` before sending.
+        self.is_full = False
+        #: The server's Unix time less `time.monotonic()` as it was when that time was asked for: with this offset the
+        #: server's clock is at most `monotonic() + clock_offset`. It is no older than a second at any reply.
+        self.clock_offset = 0.0
+        #: A command with one reply that goes out once a second, before others, and who is told that reply.
+        self.inquiry: tuple[bytes, Callable[[Any], object]] | None = None
+        #: Told, once, where the connection is given up because a reply did not come in time.
+        self.on_timeout: Callable[[str], None] | None = None
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = transport
         self._timeout = timeout
         self._max_waiting = max_waiting
-        # Bound once: they are called for every command.
-        self._new_future: Callable[[], asyncio.Future[list[Any]]] = partial(asyncio.Future, loop=loop)
-        self._reader = reader = hiredis.Reader(notEnoughData=_MORE)
-        self._feed, self._gets = reader.feed, reader.gets
-        # What waits for replies: a future, the number of replies, and when it was handed over. Those at the end
-        # belong to `_unsent`, what is to be written in this turn.
-        self._pending: deque[tuple[asyncio.Future[list[Any]], int, float, Last | None]] = deque()
+        self._reader = hiredis.Reader(notEnoughData=_MORE)
+        # Those at the end belong to `_unsent`, what is to be written in this turn.
+        self._pending: deque[Waiting] = deque()
         self._unsent: list[bytes] = []
+        self._will_flush = False
         self._turn = 0.0
         #: The replies so far to a request that gets several.
         self._replies: list[Any] = []
@@ -162,10 +164,10 @@ class Connection(asyncio.Protocol):
             raise ConnectionLostError(f"the connection to {self.address} is closed", sent=False)
         unsent = self._unsent
         if not unsent:
-            self._turn = monotonic()
-            self._loop.call_soon(self._flush)
+            self._begin_turn()
         unsent.append(request)
-        future = self._new_future()
+        # Without `loop=`, which takes longer to tell than to find out.
+        future: asyncio.Future[list[Any]] = asyncio.Future()
         self._pending.append((future, replies, self._turn, last))
         self._waiting += replies
         if self._waiting >= self._max_waiting:
@@ -173,6 +175,11 @@ class Connection(asyncio.Protocol):
         if len(unsent) == MAX_COALESCED:
             self._flush()
         return future
+
+    def _begin_turn(self) -> None:
+        self._turn = monotonic()
+        if not self._will_flush:
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         unsent, transport = self._unsent, self._transport
@@ -191,59 +198,70 @@ class Connection(asyncio.Protocol):
         """Before what is unsent, so that the answer has come when the replies to that are handled."""
         self._asked_at = now
         asked, at = [_TIME], len(self._pending) - len(self._unsent)
-        self._pending.insert(at, (_NOBODY, 0, now, None))
+        self._pending.insert(at, (lambda reply: self._set_clock(reply, now), 0, now, None))
         if self.inquiry is not None:
             request, tell = self.inquiry
-            answer = self._new_future()
-            answer.add_done_callback(tell)
             asked.append(request)
-            self._pending.insert(at + 1, (answer, 1, now, None))
-            self._waiting += 1
+            self._pending.insert(at + 1, (tell, 0, now, None))
         self._unsent[:0] = asked
 
     def data_received(self, data: bytes) -> None:
         self._heard = monotonic()
-        rest = data if self._is_within_a_reply() else self._answer_as_last(self._begun + data)
-        if rest:
-            self._parse(rest)
-        if self.is_full:
-            self._make_room()
+        answered: list[Waiting] = []
+        try:
+            rest = data if self._is_within_a_reply() else self._take_as_last(self._begun + data, answered)
+            if rest:
+                self._parse(rest, answered)
+        finally:
+            if self.is_full:
+                self._make_room()
+            self._answer(answered)
 
     def _is_within_a_reply(self) -> bool:
         """Whether the reader has the beginning of what a request gets."""
         return bool(self._replies) or self._reader.has_data()
 
-    def _answer_as_last(self, data: bytes) -> bytes:
-        """Answer those, in their order, to whom the same comes as last time. What is left for the reader."""
-        pending, at, answered = self._pending, 0, 0
-        last: Last | None = None
-        while pending:
-            future, replies, _, last = pending[0]
-            if last is None or not data.startswith(last[0], at):
+    def _take_as_last(self, data: bytes, answered: list[Waiting]) -> bytes:
+        """Find those, in their order, to whom the same comes as last time. What is left for the reader."""
+        pending, at, taken, length = self._pending, 0, 0, len(data)
+        expected: list[bytes] = []
+        for one in pending:
+            last = one[3]
+            if last is None:
                 break
-            at += len(last[0])
-            answered += replies
+            raw = last[0]
+            if (end := at + len(raw)) > length:
+                break
+            at = end
+            taken += one[1]
+            expected.append(raw)
+            answered.append(one)
+        # All at once: to compare each by itself takes longer than all else that is done for it here.
+        if not data.startswith(b"".join(expected)):
+            at = _cut(expected, data)
+            del answered[len(expected) :]
+            taken = sum(one[1] for one in answered)
+        for _ in expected:
             pending.popleft()
-            if not future.done():  # Its caller may have been cancelled.
-                future.set_result(last[1])
-        self._waiting -= answered
+        self._waiting -= taken
         rest = data[at:]
-        if pending and last is not None and last[0].startswith(rest):
+        last = pending[0][3] if pending else None
+        if last is not None and last[0].startswith(rest):
             self._begun = rest
             return b""
         self._begun = b""
         return rest
 
-    def _parse(self, data: bytes) -> None:
-        pending, gets, answered = self._pending, self._gets, 0
-        self._feed(data)
+    def _parse(self, data: bytes, answered: list[Waiting]) -> None:
+        pending, gets = self._pending, self._reader.gets
+        self._reader.feed(data)
         try:
-            while (reply := gets()) is not _MORE:
+            while (reply := gets()) is not _MORE and not self.closed:
                 if type(reply) is hiredis.PushNotification:
                     continue  # Nobody here has asked for it.
                 if not pending:
                     raise hiredis.ProtocolError(f"a reply to nothing, {reply!r}")
-                future, replies, handed_over, _ = pending[0]
+                who, replies, handed_over, _ = pending[0]
                 if replies == 1:
                     reply = [reply]
                 elif replies:
@@ -251,18 +269,38 @@ class Connection(asyncio.Protocol):
                     if len(self._replies) < replies:
                         continue
                     reply, self._replies = self._replies, []
-                else:
-                    self._set_clock(reply, handed_over)
-                    pending.popleft()
-                    continue
                 pending.popleft()
-                answered += replies
-                if not future.done():  # Its caller may have been cancelled.
-                    future.set_result(reply)
+                if replies:
+                    self._waiting -= replies
+                    answered.append((who, replies, handed_over, (b"", reply)))
+                else:
+                    who(reply)
         except hiredis.ProtocolError as error:
             self._lose(NotRedisError, f"{self.address} answered wrongly: {error}")
-            return
-        self._waiting -= answered
+
+    def _answer(self, answered: list[Waiting]) -> None:
+        """Tell them what came. Tasks that wait for it go on here: the loop takes longer to call one than a hit does.
+
+        What they send then is written at the end.
+        """
+        at_once = _SHOWS_CALLBACKS and asyncio.current_task(self._loop) is None
+        self._will_flush = True
+        try:
+            for future, _, _, (_, replies) in answered:
+                waiting = future._callbacks if at_once else None
+                if waiting is not None and len(waiting) == 1:  # the step of a task
+                    ((go_on, context),) = waiting
+                    future.remove_done_callback(go_on)
+                    future.set_result(replies)
+                    try:
+                        context.run(go_on, future)
+                    except BaseException as error:  # A task may end the loop, but not by ways of the transport.
+                        self._loop.call_soon(_raise, error)
+                elif not future.done():  # Its caller may have been cancelled.
+                    future.set_result(replies)
+        finally:
+            self._will_flush = False
+            self._flush()
 
     def _set_clock(self, reply: Any, asked: float) -> None:
         match reply:
@@ -427,6 +465,21 @@ class Connection(asyncio.Protocol):
         if isinstance(reply, hiredis.ReplyError):
             raise reply
         self._set_clock(reply, self._asked_at)
+
+
+def _cut(expected: list[bytes], data: bytes) -> int:
+    """Leave those with which `data` begins, one after the other. How long they are."""
+    at = 0
+    for number, one in enumerate(expected):
+        if not data.startswith(one, at):
+            del expected[number:]
+            break
+        at += len(one)
+    return at
+
+
+def _raise(error: BaseException) -> None:
+    raise error
 
 
 def _lost(message: str) -> ConnectionLostError:

@@ -1,10 +1,9 @@
 """A connection of one event loop, and what is known of the server behind it."""
 
-import asyncio
 import re
 import secrets
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from hiredis import ReplyError
 from redis.asyncio import Redis
@@ -31,24 +30,31 @@ REDIS_NEEDED, VALKEY_NEEDED = (7, 0), (7, 2)
 RESERVED = ("epoch", "seq", "floor", "soft")
 
 
-class Judged(NamedTuple):
+class Judged:
     """Replies, when `newest` was the newest stamp and `offset` the clock's, and the entry to serve that they came to.
 
     The same ones come to the same, as long as the entry is fresh.
     """
 
-    body: bytes
-    answer: list[float | None]
-    newest: Stamp
-    offset: float
-    reading: Reading
-    entry: Entry
+    __slots__ = ("answer", "body", "entry", "newest", "offset", "reading", "replies")
+
+    def __init__(
+        self, body: bytes, answer: list[float | None], newest: Stamp, offset: float, reading: Reading, entry: Entry
+    ) -> None:
+        self.body = body
+        self.answer = answer
+        self.newest = newest
+        self.offset = offset
+        self.reading = reading
+        self.entry = entry
+        #: What is handed out where the same bytes come again, so that one look tells.
+        self.replies: list[Any] = [body, answer]
 
     def as_sent(self) -> Last:
-        """The replies, and the bytes that they are in RESP3."""
+        """The bytes that the replies are in RESP3, and the replies."""
         numbers = [b"_\r\n" if number is None else b",%.17g\r\n" % number for number in self.answer]
         raw = b"$%d\r\n%b\r\n*%d\r\n%b" % (len(self.body), self.body, len(numbers), b"".join(numbers))
-        return raw, [self.body, self.answer]
+        return raw, self.replies
 
 
 class Known:
@@ -94,10 +100,7 @@ class Link:
         # A master that was demoted, took over older data and was promoted again keeps its connections.
         connection.inquiry = WHO, self._see_who
 
-    def _see_who(self, asked: "asyncio.Future[list[Any]]") -> None:
-        if asked.cancelled() or asked.exception() is not None:
-            return
-        (info,) = asked.result()
+    def _see_who(self, info: Any) -> None:
         if not isinstance(info, ReplyError) and who(read_info(info)) != self.run:
             self.moved = True
             self.connection.close()
@@ -123,11 +126,15 @@ class Link:
 
     def keep(self, known: Known, judged: Judged) -> None:
         """Note what the replies to the request of `known` came to."""
+        before, last = known.judged, known.last
         self._let_go(known)
         size = 2 * (len(judged.body) + len(judged.entry.body))  # as read and as sent, encoded and decoded
         if size > MAX_ENTRY_KEPT:
             return
         known.judged = judged
+        if before is not None and before.answer == judged.answer and before.body == judged.body:
+            # Once a second, as another offset of the clock is known.
+            judged.replies, known.last = before.replies, last or before.as_sent()
         self._kept[known] = size
         self._kept_bytes += size
         while self._kept_bytes > MAX_KEPT_BYTES:
@@ -156,12 +163,12 @@ async def open_link(client: Redis, address: str, *, connect_timeout: float, time
 
 def who(facts: dict[str, str]) -> str:
     """Who the server is, of what it says of itself. As `who` in journal.lua."""
-    return facts["run_id"] + facts["master_replid"]
+    return facts.get("run_id", "") + facts.get("master_replid", "")
 
 
-def read_info(info: bytes | str) -> dict[str, str]:
-    """The fields of an INFO reply."""
-    text = info.decode("utf-8", "replace") if isinstance(info, bytes) else info
+def read_info(info: object) -> dict[str, str]:
+    """The fields of an INFO reply; none of what is no such reply."""
+    text = info.decode("utf-8", "replace") if isinstance(info, bytes) else str(info)
     return dict(re.findall(r"^(\w+):([^\r\n]*)", text, re.MULTILINE))
 
 

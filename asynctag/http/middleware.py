@@ -370,7 +370,7 @@ class CacheMiddleware:
 
     def _reply(self, known: _Known, entry: Entry, response: StoredResponse) -> tuple[Message, Message] | None:
         """The messages of a hit, if it may be served to everybody."""
-        if not response.public:
+        if not response.public or (response.windows is not None and not self.can_fill(response)):
             return None
         around = current_scope.get()
         if around is not None:  # a cached computation calls the application
@@ -425,7 +425,10 @@ class CacheMiddleware:
             return None
         response: StoredResponse = entry.load()
         cookies = () if response.with_cookies else None
-        if not response.public or why_bypass(facts, vary=dims.vary, cookies=cookies) is not None:
+        if (
+            not (response.public and self.can_fill(response))
+            or why_bypass(facts, vary=dims.vary, cookies=cookies) is not None
+        ):
             return None
         around = current_scope.get()
         if around is not None:

@@ -937,7 +937,15 @@ def test_what_was_tampered_with_is_a_miss(cache: Cache, how: str) -> None:
     assert set(loaded) <= {"page.html", "other.html", "none.html", "broken.html", "raises.html"}
 
 
-def test_the_block_of_another_kind_is_none_of_a_window(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("value", [b"Ann", float("nan"), [b""], {"x": float("inf")}])
+def test_values_that_are_not_json_were_never_stored(sync_site: Site, value: Any) -> None:
+    environment = sync_site.environment({"page.html": BODY})
+    stored = placed(environment, name="Ann")
+    with pytest.raises(CorruptEntryError, match="not JSON"):
+        check(environment, stored._replace(values={"name": value}))
+
+
+def test_the_block_of_another_kind_is_none_of_a_window(cache: Cache) -> None:
     """A digest cannot name a block of the template's own."""
     environment = Environment(loader=DictLoader({"page.html": BODY + "{% block content %}{% endblock %}"}))
     install(environment, cache)
@@ -948,25 +956,53 @@ def test_the_block_of_another_kind_is_none_of_a_window(cache: Cache, monkeypatch
             check(environment, stored._replace(digest=digest))
 
 
-async def test_a_page_in_memory_outlives_its_template(site: Site) -> None:
-    """Till it is computed anew it has the windows that it was made with; what is read as bytes is a miss at once."""
+async def test_in_a_running_process_an_edited_body_makes_the_page_a_miss(site: Site) -> None:
+    """At once, in memory too; edits beside it wait for the page's end, as ever."""
     templates = {"page.html": BODY}
     environment = site.environment({}, loader=DictLoader(templates))
-    assert await site.page(environment, name="Ann") == "Hello Ann"
-    templates["page.html"] = "{% window with name %}Bye {{ name }}{% endwindow %}"
-    assert await site.page(environment, name="Bob") == "Hello Ann"
-    await site.cache.clear()
-    assert await site.page(environment, name="Bob") == "Bye Bob"
+    for name in ("Ann", "Bob"):
+        assert await site.page(environment, name=name) == "Hello Ann"
+    templates["page.html"] = "edited" + BODY
+    assert await site.page(environment, name="Cid") == "Hello Ann"
+    templates["page.html"] = BODY.replace("Hello", "Bye")
+    for name in ("Dan", "Eve"):
+        assert await site.page(environment, name=name) == "Bye Dan"
+
+
+async def test_what_is_served_already_has_the_body_that_it_was_made_with(sync_site: Site) -> None:
+    """Whatever becomes of the template while it is: what was found whole when it was looked up is not given up."""
+    templates = {"page.html": BODY}
+    environment = sync_site.environment({}, loader=DictLoader(templates))
+    window: BodyWindow = environment.asynctag.window
+    params = msgspec.msgpack.encode(placed(environment, name="Ann")._asdict())
+    assert await window.fill(window.arguments(params)) == "Hello Ann"
+    templates["page.html"] = BODY.replace("Hello", "Bye")
+    assert await window.fill(window.arguments(params)) == "Hello Ann"
+    with pytest.raises(CorruptEntryError):
+        window.check(params)
+
+    async def show(request: Request) -> HTMLResponse:
+        return HTMLResponse(await sync_site.render(environment, "page.html", name=request.headers["user"]))
+
+    app = serving(sync_site.cache, cache_response(60, public=True)(show))
+    assert (await ask(app, headers={"user": "Bob"})).text == "Bye Bob"
+    assert (await ask(app, headers={"user": "Cid"})).text == "Bye Bob"
+    templates["page.html"] = BODY
+    assert (await ask(app, headers={"user": "Dan"})).text in ("Bye Bob", "Hello Dan")
 
 
 def test_bodies_that_nobody_needs_are_let_go_of(sync_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "MAX_KEPT", 3)
     templates = {"page.html": ""}
     environment = sync_site.environment({}, loader=DictLoader(templates))
+    window: BodyWindow = environment.asynctag.window
     for number in range(10):
-        templates["page.html"] = f"{BODY}{{% window %}}{number}{{% endwindow %}}"
-        placed(environment, name="Ann")
-        assert len(environment.asynctag.window._kept) <= 3
+        templates["page.html"] = f"{{% window with name %}}{number}{{% endwindow %}}"
+        params = msgspec.msgpack.encode(placed(environment, name="Ann")._asdict())
+        window.arguments(params)
+        templates["page.html"] = ""
+        window.arguments(params)
+        assert len(window._kept) == min(number + 1, 3)
 
 
 @pytest.mark.parametrize(
@@ -1694,4 +1730,6 @@ async def test_of_a_body_that_fails_the_response_has_the_fallback(site: Site) ->
     app = serving(site.cache, cache_response(60, public=True)(show))
     for _ in range(2):
         assert (await ask(app, "/?page=page.html")).text == "a&lt;late&gt;b"
-        assert isinstance((await ask(app, "/?page=bad.html")).error, ZeroDivisionError)
+        error = (await ask(app, "/?page=bad.html")).error
+        assert isinstance(error, WindowError)
+        assert isinstance(error.__cause__, ZeroDivisionError)

@@ -32,7 +32,7 @@ logger = logging.getLogger("asynctag")
 #: What begins the names of the blocks that bodies are compiled as.
 BLOCK: Final = "asynctag_window_"
 
-#: Of so many that were placed in this process the bodies are kept, for pages that are older than their templates.
+#: So many bodies are kept that were found in this process, for pages that are older than a template.
 MAX_KEPT: Final = 1000
 
 #: Renders a body: gives its texts, one after the other, in an async environment asynchronously.
@@ -93,11 +93,7 @@ class BodyWindow(Window[..., Any]):
         """A body to be placed, with the name by which any process finds its template. Raises `WindowError`."""
         block = body.block
         for template in dict.fromkeys(_names(self.environment.loader, body.template)):
-            render = self._in_template(template, block)
-            if render is not None:
-                while len(self._kept) >= MAX_KEPT:
-                    self._kept.pop(next(iter(self._kept)), None)
-                self._kept[template, block] = render
+            if self._in_template(template, block) is not None:
                 return body._replace(template=template)
         raise WindowError(
             f"a window stands in the template {body.template!r}, which its environment does not load by that name, or "
@@ -111,14 +107,21 @@ class BodyWindow(Window[..., Any]):
         return arguments
 
     def check(self, params: bytes) -> None:
+        """As before, and that it stands in the template now: what was kept is for pages that are being served."""
         body = Body(**super().arguments(params))
         if self._in_template(body.template, body.block) is None:
             self._refuse(body)
 
     def _find(self, body: Body) -> Render:
-        block = body.block
-        render = self._in_template(body.template, block) or self._kept.get((body.template, block))
-        return self._refuse(body) if render is None else render
+        key = (body.template, body.block)
+        render = self._in_template(*key)
+        if render is None:
+            return self._kept.get(key) or self._refuse(body)
+        if key not in self._kept:
+            while len(self._kept) >= MAX_KEPT:
+                self._kept.pop(next(iter(self._kept)), None)
+            self._kept[key] = render
+        return render
 
     def _in_template(self, template: str, block: str) -> Render | None:
         if not _is_relative(template):

@@ -108,6 +108,7 @@ class BodyWindow(Window[..., Any]):
 
     def check(self, params: bytes) -> None:
         """As before, and that it stands in the template now: what was kept is for pages that are being served."""
+        super().check(params)
         body = Body(**super().arguments(params))
         if self._in_template(body.template, body.block) is None:
             self._refuse(body)

@@ -126,12 +126,14 @@ class _OnAsyncio(Running):
         for timer in self._timers:
             timer.cancel()
         left = [task for task in self._tasks if not task.done()]
-        if not left:
-            return
         for task in left:
             task.cancel()
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait(left)
+        if left:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait(left)
+        for task in self._tasks:
+            if task.done() and not task.cancelled():
+                task.exception()  # or asyncio complains that nobody has asked for it
 
 
 class _OnOthers(Running):

@@ -367,6 +367,7 @@ CHANGED: dict[str, Callable[[str], str]] = {
     "its beginning": lambda one: f"a page, {one}"[:40],
     "its end": lambda one: f"{one} is the page"[10:],
     "textwrap": lambda one: textwrap.fill(f"a page that is {one} for you", 40),
+    "its other side": lambda one: f"{one}"[:-22] + "13579" * 4 + "13",
     "both ends": lambda one: f"{one}"[5:-5],
     "shorten": lambda one: textwrap.shorten(f"{one} is the page of the day", 20, placeholder="") + str(one)[:20],
     "Jinja |truncate": lambda one: rendered("{{ x|truncate(40, true, '') }}", x=f"a page {one}"),

@@ -448,6 +448,12 @@ def test_text_that_is_not_written_as_text() -> None:
     assert skeleton.filled(results()) == Encoded(data=b"\x00\xff", name="a cart")
 
 
+def test_text_that_is_no_unicode() -> None:
+    """Refused with windows in it as it is without, on every backend."""
+    for annotation, make in ((str, lambda badge, cart: f"\ud800{badge}"), (Any, lambda badge, cart: [badge, "\udfff"])):
+        assert "surrogates not allowed" in refusal(annotation, make)
+
+
 def test_values_without_windows_are_none_of_it() -> None:
     """Whatever is cached beside them."""
     places = Places("page()")

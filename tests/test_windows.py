@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import logging
 import math
 import typing
@@ -1260,6 +1261,27 @@ async def test_a_window_that_is_cancelled_by_itself(cache: Cache, others: int) -
             await page()
     lenient = failing(cache, asyncio.CancelledError("mine"), "lenient", fallback="-")
     assert await page_of(cache, lenient, *fine, name="lenient page")() == ["-", *["fine"] * others]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_failure_that_nobody_waits_for_any_more(cache: Cache, caplog: pytest.LogCaptureFixture) -> None:
+    """Who was cancelled in the moment in which a window failed leaves no complaint behind."""
+
+    async def fail() -> None:
+        caller.cancel_scope.cancel()
+        raise BoomError("down")
+
+    wait = cache.window(name="waits")(waiting_for_ever)
+    page = page_of(cache, cache.window(name="fails")(fail), wait, name="cancelled")
+    async with anyio.create_task_group() as group:
+        caller = Caller(group, page)
+    assert caller.cancel_scope.cancelled_caught
+    gc.collect()
+    assert not caplog.records
+
+
+async def waiting_for_ever() -> None:
+    await anyio.sleep_forever()
 
 
 async def test_nobody_hangs_behind_windows(cache: Cache) -> None:

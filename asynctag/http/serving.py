@@ -49,6 +49,9 @@ _OF_THE_SKELETON = frozenset(
     }
 )
 
+#: Messages that have the server send a file as the body, or as a part of it.
+_FILES = frozenset({"http.response.pathsend", "http.response.zerocopysend"})
+
 #: What tells some caches to keep a response, whatever `Cache-Control` says.
 _TO_SOME = frozenset({b"edge-control", b"surrogate-control", b"x-accel-expires"})
 
@@ -266,16 +269,21 @@ class Filling:
             await self._send(message)
         elif kind == "http.response.body":
             await self._fill(places, message.get("body", b""), more=message.get("more_body", False))
+        elif kind == "http.response.start":
+            await self._let_go(places)
+            refuse_in_headers(places, message.get("headers") or ())
+            self._start, self._out = message, False
         else:
-            if self._rest:
-                await self._fill(places, b"", more=True, hold=False)
-            elif self._start is not None and not self._out:
-                await self._begin(self._start)
-            if kind == "http.response.start":
-                refuse_in_headers(places, message.get("headers") or ())
-                self._start, self._out = message, False
-            else:
-                await self._send(message)
+            if kind in _FILES:
+                await self._let_go(places)
+            await self._send(message)
+
+    async def _let_go(self, places: Places) -> None:
+        """Send what is held back: something else follows it."""
+        if self._rest:
+            await self._fill(places, b"", more=True, hold=False)
+        elif self._start is not None and not self._out:
+            await self._begin(self._start)
 
     async def _fill(self, places: Places, chunk: bytes, *, more: bool, hold: bool = True) -> None:
         if self._cut is not None:  # the application goes on: the page is not to look whole

@@ -133,7 +133,7 @@ async def test_a_window_in_a_header_is_an_error(
         return HTMLResponse(f"{visitor()}" if "body" in request.query_params else "", headers=header(visitor))
 
     app = page_app(cache, page, WAYS[way])
-    for path in ("/", "/?body"):
+    for path in ("/", "/?body", "/", "/?body"):  # it is not stored, either
         call = await ask(app, path)
         assert isinstance(call.error, WindowError)
         assert "the response to GET /: a window stands in its header" in str(call.error)

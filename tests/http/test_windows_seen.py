@@ -5,6 +5,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
@@ -29,7 +30,7 @@ from asynctag.http import CacheMiddleware, cache_response, current_request
 from asynctag.integrations.fastapi import cache_policy
 from asynctag.testing import FakeClock
 from asynctag.windows import Window
-from tests.http.driver import ask
+from tests.http.driver import all_blocked, ask, begin
 from tests.http.windowed import ALICE, BOB, is_for_one, page_app, visitor_of
 
 pytestmark = pytest.mark.anyio
@@ -244,23 +245,50 @@ async def test_what_the_application_has_in_its_context_is_not_that_of_windows(ca
         assert (await ask(app, headers=user)).text == f"<{user['x-user']}>"
 
 
+@pytest.mark.parametrize("said", ["public, max-age=60", "no-store"])
 async def test_windows_see_what_the_client_asked_while_the_application_is_asked_something_else(
-    cache: Cache, clock: FakeClock
+    cache: Cache, clock: FakeClock, said: str
 ) -> None:
-    """What is stored is asked about with conditions that are not the client's."""
+    """What is stored is asked about with conditions that are not the client's; and it has become a page of its own."""
     window = saying(cache, lambda request: request.headers.get("if-none-match"))
     seen: list[str | None] = []
 
     async def page(request: Request) -> Response:
         seen.append(request.headers.get("if-none-match"))
-        text = f"{window()}" if len(seen) > 1 else ""
-        return PlainTextResponse(text, headers={"etag": f'"{len(seen)}"'})
+        if len(seen) == 1:
+            return PlainTextResponse("", headers={"etag": '"1"', "cache-control": "public, max-age=60"})
+        return PlainTextResponse(f"{window()}", headers={"cache-control": said})
 
-    app = page_app(cache, page, {})
+    app = page_app(cache, page)
     await ask(app)
     clock.advance(61)
     assert (await ask(app, headers={"if-none-match": '"of the client"'})).text == '"of the client"'
-    assert seen[1:] in (['"1"'], ['"of the client"'])
+    assert seen == [None, '"1"']
+
+
+async def test_who_waits_at_the_endpoint_for_what_is_served_before_routing_sees_no_more_than_those(
+    cache: Cache,
+) -> None:
+    """The first requests of a URL all get to the endpoint: what they see is what later ones see."""
+    window = saying(cache, lambda request: sorted(request.path_params))
+    entered, go = anyio.Event(), anyio.Event()
+
+    async def page(request: Request) -> Response:
+        entered.set()
+        await go.wait()
+        return PlainTextResponse(f"{window()}", headers={"cache-control": "public, max-age=60"})
+
+    app = Starlette(routes=[Route("/{number:int}", cache_response(60)(page))])
+    app.add_middleware(CacheMiddleware, cache=cache)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            calls = [begin(tasks, app, "/7")]
+            await entered.wait()
+            calls.append(begin(tasks, app, "/7"))
+            await all_blocked()
+            go.set()
+    assert "collapsed" in calls[1].cache_status
+    assert [call.text for call in [*calls, await ask(app, "/7")]] == ["[]"] * 3
 
 
 # --- current_request --------------------------------------------------------------------------------------
@@ -499,6 +527,7 @@ async def test_windows_run_outside_of_what_calls_the_application(cache: Cache, a
             asking = [fetched, fetched] if around == "a transaction" else [partial(computed, 1), partial(computed, 2)]
             expected = "Hello bob!" if around == "a transaction" else "Hello alice!"
             assert await asking[0]() == expected
+            assert len(cache._filling().backend) == 0  # type: ignore[arg-type]  # nothing is stored before its end
             await cache.invalidate("greeting")
             assert await asking[1]() == expected
     before = len(runs)

@@ -610,16 +610,33 @@ async def test_what_is_not_of_the_body_goes_by(cache: Cache, method: str) -> Non
         await send({"type": "http.response.debug", "info": {}})
         await send({"type": "http.response.start", "status": 200, "headers": [], "trailers": True})
         await send({"type": "http.response.body", "body": text[:60], "more_body": True})
+        await send({"type": "http.response.push", "path": "/style.css", "headers": []})
         await send({"type": "http.response.body", "body": bytearray(text[60:]), "more_body": False})
         await send({"type": "http.response.trailers", "headers": [(b"x", b"y")], "more_trailers": False})
 
     call = await ask(CacheMiddleware(app, cache=cache), headers=ALICE, method=method)
     assert call.error is None
     kinds = [one["type"].rpartition(".")[2] for one in call.messages]
-    assert [kind for kind in kinds if kind != "body"] == ["debug", "start", "trailers"]
+    assert sorted(kind for kind in kinds if kind != "body") == ["debug", "push", "start", "trailers"]
     assert kinds[-1] == "trailers"
     assert call.start["trailers"] is True
     assert call.text == "alice and alice"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_what_is_held_goes_out_filled_before_a_file_that_the_server_sends(cache: Cache, method: str) -> None:
+    """A placeholder that stands at the end of what came so far is whole, then."""
+    visitor = visitor_of(cache)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        text = f"Hello {visitor()}"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        await send({"type": "http.response.zerocopysend", "file": 7, "more_body": False})
+
+    call = await ask(CacheMiddleware(app, cache=cache), method=method, headers=ALICE)
+    assert (call.text, call.error, is_for_one(call)) == ("Hello alice", None, True)
+    assert call.messages[-1]["type"] == "http.response.zerocopysend"
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])

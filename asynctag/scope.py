@@ -6,6 +6,7 @@ of them; the variable only points at it.
 """
 
 import logging
+import os
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -29,6 +30,19 @@ logger = logging.getLogger("asynctag")
 #: The backends of which it was said that what was built from another cannot be stored there.
 _foreign: WeakSet[Backend] = WeakSet()
 
+#: Held while a scope's limits change. One for all, since those of most never do, and a scope is made for each request.
+_shortening = threading.RLock()
+
+
+def _free_lock() -> None:
+    global _shortening
+    _shortening = threading.RLock()
+
+
+# A thread that is not there in a forked child may hold it, for ever.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_free_lock)
+
 current_scope: ContextVar["Scope | None"] = ContextVar("asynctag_scope", default=None)
 
 
@@ -42,7 +56,6 @@ class Scope:
     """
 
     __slots__ = (
-        "_lock",
         "_root",
         "_said",
         "backend",
@@ -69,7 +82,6 @@ class Scope:
         backend: Backend | None,
         namespace: str,
         parent: "Scope | None" = None,
-        *,
         renewing: bool = False,
     ) -> None:
         self.name = name
@@ -90,8 +102,7 @@ class Scope:
         self.places: Places | None = None
         self.flights: tuple[Flight, ...] = ()
         self._said = False
-        self._lock = threading.RLock()
-        around = nearest_open(parent)
+        around = nearest_open(parent) if parent is not None else None
         self._root = None if around is None else around.root  # its own would be a cycle
 
     @property
@@ -141,7 +152,7 @@ class Scope:
         return scope
 
     def _shorten(self, fresh_until: float, expires: float, stale_stamp: Stamp | None) -> None:
-        with self._lock:
+        with _shortening:
             self.fresh_until = min(self.fresh_until, fresh_until)
             self.expires = min(self.expires, expires)
             if stale_stamp is None:

@@ -3,10 +3,9 @@
 import logging
 import time
 from collections.abc import Collection, Iterable
-from contextvars import copy_context
 from dataclasses import replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.requests import HTTPConnection
 
@@ -17,6 +16,7 @@ from asynctag.expiry import Expiry
 from asynctag.fill import MISSING, Filler, Job, load
 from asynctag.flight import Fate, Flight
 from asynctag.http.asgi import AsgiScope, Message, Receive, Send
+from asynctag.http.client import Client
 from asynctag.http.guards import effective_route, is_part_of
 from asynctag.http.headers import Forward, cache_status, parse_age
 from asynctag.http.outgoing import Outgoing
@@ -26,13 +26,11 @@ from asynctag.http.rules import (
     Policy,
     RequestFacts,
     Storable,
-    may_be_stored,
     may_serve,
-    read_request,
     storable,
     why_bypass,
 )
-from asynctag.http.serving import Aside, Filling, Serving, current_exchange
+from asynctag.http.serving import Filling, Serving, current_exchange
 from asynctag.http.stored import RESPONSES, StoredResponse, field, make_stored
 from asynctag.http.surrogates import parse_groups
 from asynctag.http.validation import conditional, head_matches, updated_by, validators
@@ -58,161 +56,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("asynctag")
 
 
-def exchange_here() -> "Exchange | Literal[False] | None":
-    """The exchange of the request that runs here, for who wants its response cached; false where that cannot be."""
-    found = current_exchange.get()
-    if isinstance(found, Aside):
-        return False
-    return found.end() if isinstance(found, Silence) else found
-
-
-class Client:
-    """Who has sent a request, as far as it shows in what is received of it. `context` is the middleware's."""
-
-    __slots__ = ("_receive", "context", "gone", "has_body")
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self.context = copy_context()
-        self.gone = False
-        self.has_body = False  # said or not: HTTP/2 need not say it
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self.gone = True
-        elif message.get("body"):
-            self.has_body = True
-        return message
-
-
-class Silence(Client):
-    """Stands where an exchange would, for a URL that has nothing stored, until somebody wants its response cached.
-
-    Mostly nobody does, neither a route nor the response. `reading` is from before the application saw the request;
-    without one, as for a URL that was asked for before in silence, only its next request can have an exchange.
-    """
-
-    __slots__ = (
-        "_asgi",
-        "_filling",
-        "_middleware",
-        "_origin",
-        "_outgoing",
-        "_reading",
-        "_send",
-        "_start",
-        "_started",
-        "ended",
-        "scope",
-    )
-
-    def __init__(
-        self, middleware: "CacheMiddleware", asgi: AsgiScope, receive: Receive, send: Send, reading: Reading | None
-    ) -> None:
-        super().__init__(receive)
-        self._middleware = middleware
-        self._asgi = asgi
-        self._send = send
-        self._reading = reading
-        self._outgoing: Outgoing | None = None
-        self._filling: Filling | None = None
-        self._start: Message | None = None  # once it is out
-        #: Whether somebody wants the response cached.
-        self.ended = False
-        self.scope = scope_of_response(middleware.cache, asgi)
-        if reading is not None:
-            self._origin = as_it_came(asgi)
-            self._started = middleware.cache._filling().backend.clock()
-
-    @property
-    def routed(self) -> AsgiScope:
-        return self._asgi if self._outgoing is None else self._outgoing.exchange.routed
-
-    def end(self) -> "Exchange | Literal[False]":
-        """Somebody wants the response cached: gives the exchange that sees to it from here on, where one can."""
-        self.ended = True
-        if self._reading is None:
-            return False
-        if self._outgoing is None:
-            middleware, origin = self._middleware, self._origin
-            cache = middleware.cache
-            facts = read_request(origin["method"], origin["headers"])
-            address = Address(origin, cache.namespace)
-            exchange = Exchange(
-                middleware,
-                filler_in_use(cache),
-                self._asgi,
-                origin,
-                self,
-                facts,
-                address,
-                self._reading,
-                self.scope,
-                self._started,
-            )
-            self._outgoing = Outgoing(exchange, self._filling_now().send)
-        return self._outgoing.exchange
-
-    async def send(self, message: Message) -> None:
-        if self._outgoing is None and message["type"] == "http.response.start":
-            if may_be_stored(message.get("headers") or (), self._middleware.targets):
-                self.end()
-        if self._outgoing is not None:
-            await self._outgoing.send(message)
-        elif self._filling is None and self.scope.places is None:
-            if message["type"] == "http.response.start":
-                self._start = message
-            await self._send(message)
-        else:
-            await self._filling_now().send(message)
-
-    def _filling_now(self) -> Filling:
-        if self._filling is None:
-            self._filling = Filling(self._serving, self.scope, self._send, self._start)
-        return self._filling
-
-    def _serving(self, send: Send) -> Serving:
-        if self._outgoing is not None:
-            return self._outgoing.exchange.serving(send)
-        return Serving(self._middleware, self._asgi, send, self.context)
-
-    async def answer_stale(self, error: Exception) -> bool:
-        """As an exchange does, where one has taken its place."""
-        return self._outgoing is not None and await self._outgoing.exchange.failed(self._outgoing, error)
-
-    def over(self) -> None:
-        """Nothing more comes of this request."""
-        if self._outgoing is not None:
-            self._outgoing.exchange.over()
-        else:
-            self.scope.hand_up()
-
-    async def explain(self) -> ResponseExplanation:
-        exchange = self.end()
-        return await exchange.explain() if exchange else ResponseExplanation(None)
-
-
 def filler_in_use(cache: Cache) -> Filler | None:
     """None while the cache is disabled."""
     return None if cache._disabled else cache._filling()
 
 
-def as_it_came(asgi: AsgiScope) -> AsgiScope:
-    """A copy of a request's scope: routing writes into the scope, and the application into its state."""
-    origin = dict(asgi)
-    if "state" in asgi:
-        origin["state"] = dict(asgi["state"])
-    return origin
-
-
-def scope_of_response(cache: Cache, asgi: AsgiScope, *, renewing: bool = False) -> Scope:
-    """The scope in which the response to a request gathers its tags."""
-    filler = filler_in_use(cache)
-    backend = filler.backend if filler is not None else None
+def scope_of_response(filler: Filler | None, cache: Cache, asgi: AsgiScope, *, renewing: bool = False) -> Scope:
+    """The scope in which the response to a request gathers its tags. `filler`: the one that is in use."""
     parent = live_scope()  # where a cached computation calls the application
-    name = f"the response to {asgi['method']} {asgi['path']}"
-    scope = Scope(name, backend, cache.namespace, parent, renewing=renewing)
+    backend = filler.backend if filler is not None else None
+    scope = Scope(f"the response to {asgi['method']} {asgi['path']}", backend, cache.namespace, parent, renewing)
     scope.is_response = scope.may_await = True
     return scope
 

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from math import floor
+from operator import itemgetter
 from typing import TypeAlias
 
 import anyio
 from starlette.requests import HTTPConnection
 
-from asynctag.backends.base import NOT_THERE, Backend, Entry, Reading
+from asynctag.backends.base import NOT_THERE, OF_NO_EPOCH, Backend, Entry, Reading
 from asynctag.cache import Cache
 from asynctag.errors import ConfigurationError, CorruptEntryError
 from asynctag.expiry import Seconds, seconds
@@ -19,13 +20,11 @@ from asynctag.fill import MISSING, Filler, load
 from asynctag.flight import Fate, Flight
 from asynctag.http.asgi import AsgiApp, AsgiScope, Fields, Message, Receive, Send
 from asynctag.http.changes import Change, invalidated_here
+from asynctag.http.client import Client, as_it_came
 from asynctag.http.exchange import (
     Address,
-    Client,
     Exchange,
-    Silence,
     Stored,
-    as_it_came,
     filler_in_use,
     record_of,
     scope_of_response,
@@ -38,11 +37,12 @@ from asynctag.http.request import SCOPE_KEY, RequestCache
 from asynctag.http.routes import policy_of, routes_of
 from asynctag.http.rules import DECISIVE, PLAIN_GET, Policy, RequestFacts, Store, read_request, why_bypass
 from asynctag.http.serving import Aside, Filling, Serving, current_exchange
+from asynctag.http.silence import Silence
 from asynctag.http.stored import RESPONSES, StoredResponse
 from asynctag.http.surrogates import OVERFLOW, Surrogates, write_groups
 from asynctag.http.unsafe import is_safe
 from asynctag.http.variants import DIMENSIONS, PLAIN, Dimensions, url_base, url_path, variant_key
-from asynctag.http.wanted import Wanted, wanted_on
+from asynctag.http.wanted import SILENT, SLOTS, WANTED, Wanted, wanted_on
 from asynctag.names import KEY, user_tags
 from asynctag.pending import as_written
 from asynctag.scope import current_scope
@@ -61,6 +61,9 @@ MAX_EXPOSED = 4000
 #: What a client asks for itself, and the cache does not when it renews a response.
 _OF_ONE_CLIENT = frozenset({b"cache-control", b"if-modified-since", b"if-none-match", b"pragma"})
 
+
+#: Of a header its name: called in C.
+_name = itemgetter(0)
 
 #: The scheme, the host, the path as it was sent and as it is routed by, the root and the query.
 _Url: TypeAlias = tuple[str, bytes, bytes | None, str, str, bytes]
@@ -167,6 +170,8 @@ class CacheMiddleware:
             raise ConfigurationError(
                 f"CacheMiddleware(surrogates_for={surrogates_for!r}): give a function of the request, with surrogates="
             )
+        #: The headers without one of which no response is stored by its own word.
+        self.telling = frozenset((*self.targets, b"cache-control", b"expires"))
         self.buffer_tags = buffer_tags
         self.groups = groups
         self._surrogates = surrogates
@@ -180,8 +185,11 @@ class CacheMiddleware:
         self._exposed_as = expose_tags.lower().encode() if expose_tags is not None else None
         #: Whether a request may go by without an exchange: neither a policy nor headers with tags are for all of them.
         self._may_be_silent = policy is None and not self.shows_tags
-        self._wanted_on: Backend | None = None
+        self._wanted_on: Filler | None = None
         self._wanted: Wanted | None = None
+        #: The cache as a request sees it whose response is out.
+        self.afterwards = RequestCache(cache, None)
+        self._nothing = Reading(OF_NO_EPOCH, None, miss=NOT_THERE)
         self._warned: set[str] = set()
         self._inputs: dict[int, tuple[object, Inputs]] = {}
         self._public: dict[int, tuple[object, Policy]] = {}  # routes that were found to stand behind no guard
@@ -194,19 +202,41 @@ class CacheMiddleware:
         if around is not None and around.cache is self.cache:
             await self.app(scope, receive, send)  # within an application that has this middleware already
         elif kind == "http" and scope["method"] in ("GET", "HEAD"):
-            url = self._plain_url(scope)
-            known = self._known.get(url) if url is not None else None
-            if known is None:
-                wanted = self._nothing_stored(scope, plain=url is not None)
+            if self._may_be_silent and not self.cache._disabled:
+                filler = self.cache._filler
+                if filler is None or filler is not self._wanted_on:
+                    filler = self._notice_backend()
+                wanted = self._wanted
                 if wanted is not None:
-                    await self._pass_unwanted(scope, receive, send, wanted)
-                    return
-                known = self._know(url) if url is not None else None
+                    number = hash(scope["path"]) % SLOTS
+                    # Nothing is stored, unless the request wants nothing but what is.
+                    if wanted[number] != WANTED and b"cache-control" not in map(_name, scope["headers"]):
+                        reading = None if wanted[number] == SILENT else self._nothing_read(filler.backend)
+                        # As `_pass_silently` does it, without a coroutine more.
+                        scope[SCOPE_KEY] = silence = Silence(self, filler, scope, receive, send, reading)
+                        token = current_exchange.set(silence)
+                        gathering = current_scope.set(silence.scope)
+                        try:
+                            await self.app(scope, silence.receive, silence.send)
+                        except Exception as error:
+                            if not await silence.answer_stale(error):
+                                raise
+                        finally:
+                            current_scope.reset(gathering)
+                            current_exchange.reset(token)
+                            silence.over()
+                        if wanted[number] != WANTED:
+                            wanted[number] = WANTED if silence.ended else SILENT
+                        return
+            url = self._plain_url(scope)
+            known = None
+            if url is not None:
+                known = self._known.get(url) or self._know(url)
             messages = self._ready(known) if known is not None else None
             if messages is None and known is not None and known.dims is not None:
                 messages = await self._fetch(scope, known)
             if messages is None and known is not None and known.silent:
-                known.silent = await self._pass_silently(scope, receive, send, None)
+                known.silent = await self._pass_silently(scope, receive, send, filler_in_use(self.cache), None)
                 return
             if messages is None:
                 if known is not None:
@@ -230,44 +260,33 @@ class CacheMiddleware:
         else:
             await self._pass(scope, receive, send)
 
-    def _nothing_stored(self, asgi: AsgiScope, *, plain: bool) -> Wanted | None:
-        """What is known of paths in this process, for one of which nothing is stored; None where that is not sure.
+    def _notice_backend(self) -> Filler:
+        """Look what is known of paths, for the backend that counts now."""
+        filler = self._wanted_on = self.cache._filling()
+        self._wanted = wanted_on(filler.backend)
+        return filler
 
-        `plain`: the request says nothing for a cache to decide by.
+    def _nothing_read(self, backend: Backend) -> Reading:
+        """A reading in which nothing was found, at the newest stamp that is known.
+
+        An older one than the journal's will do: what was invalidated since counts against what is stored with it.
         """
-        cache = self.cache
-        if not self._may_be_silent or cache._disabled:
-            return None
-        filler = cache._filling()
-        if filler.backend is not self._wanted_on:
-            self._wanted_on, self._wanted = filler.backend, wanted_on(filler.backend)
-        if self._wanted is None or asgi["path"] in self._wanted:
-            return None
-        if not plain:
-            for name, _ in asgi["headers"]:
-                if name == b"cache-control":  # it may want nothing but what is stored
-                    return None
-        return self._wanted
+        stamp = backend.newest()
+        if stamp is not self._nothing.stamp:
+            self._nothing = Reading(stamp, None, miss=NOT_THERE)
+        return self._nothing
 
     def note_wanted(self, path: str) -> None:
         """A response is stored at `path` now."""
         wanted = wanted_on(self.cache._filling().backend)
         if wanted is not None:
-            wanted.add(path)
+            wanted[hash(path) % SLOTS] = WANTED
 
-    async def _pass_unwanted(self, scope: AsgiScope, receive: Receive, send: Send, wanted: Wanted) -> None:
-        """Run the application for a path of which nobody in this process has wanted a response cached so far."""
-        path: str = scope["path"]
-        reading = None if wanted.is_silent(path) else _nothing_read(self.cache._filling().backend)
-        if await self._pass_silently(scope, receive, send, reading):
-            wanted.note_silence(path)
-        else:
-            wanted.add(path)
-
-    async def _pass_silently(self, scope: AsgiScope, receive: Receive, send: Send, reading: Reading | None) -> bool:
+    async def _pass_silently(
+        self, scope: AsgiScope, receive: Receive, send: Send, filler: Filler | None, reading: Reading | None
+    ) -> bool:
         """Run the application where mostly nobody wants the response cached. Whether nobody did."""
-        silence = Silence(self, scope, receive, send, reading)
-        scope[SCOPE_KEY] = request_cache = RequestCache(self.cache, silence)
+        scope[SCOPE_KEY] = silence = Silence(self, filler, scope, receive, send, reading)
         token = current_exchange.set(silence)
         gathering = current_scope.set(silence.scope)
         try:
@@ -278,7 +297,6 @@ class CacheMiddleware:
         finally:
             current_scope.reset(gathering)
             current_exchange.reset(token)
-            request_cache._over()
             silence.over()
         return not silence.ended
 
@@ -292,7 +310,7 @@ class CacheMiddleware:
             finally:
                 current_exchange.reset(token)
             return
-        gathering = scope_of_response(self.cache, scope)
+        gathering = scope_of_response(filler_in_use(self.cache), self.cache, scope)
         send = Filling(partial(Serving, self, scope, context=copy_context()), gathering, send).send
         token, scope_token = current_exchange.set(Aside(scope)), current_scope.set(gathering)
         try:
@@ -449,7 +467,7 @@ class CacheMiddleware:
         reading = await self._look_up(address)
         passes = self._may_be_silent and not facts.only_if_cached
         if passes and reading is not None and record_of(reading) is None:
-            silent = await self._pass_silently(scope, receive, send, reading)
+            silent = await self._pass_silently(scope, receive, send, filler_in_use(self.cache), reading)
             if known is not None and not self.cache._filling().backend.in_process:
                 known.silent = silent
             return
@@ -513,7 +531,7 @@ class CacheMiddleware:
         renewing: bool = False,
     ) -> Exchange:
         filler = filler_in_use(self.cache)
-        scope = scope_of_response(self.cache, asgi, renewing=renewing)
+        scope = scope_of_response(filler, self.cache, asgi, renewing=renewing)
         started = filler.backend.clock() if filler is not None else 0.0
         return Exchange(self, filler, asgi, as_it_came(asgi), client, facts, address, reading, scope, started)
 
@@ -693,12 +711,6 @@ def _note_invalidated(tags: tuple[str, ...]) -> None:
     noted = invalidated_here.get()
     if noted is not None:
         noted.update(tags)
-
-
-def _nothing_read(backend: Backend) -> Reading:
-    """A reading in which nothing was found, at the newest stamp that is known. An older one than the journal's will do:
-    what was invalidated since counts against what is stored with it."""
-    return Reading(backend.newest(), None, False, NOT_THERE)
 
 
 def _answers(dims: Dimensions, facts: RequestFacts) -> bool:

@@ -19,11 +19,12 @@ from asynctag.tags import check_tag
 from asynctag.transaction import Isolation, Transaction
 
 if TYPE_CHECKING:
-    from asynctag.http.exchange import Exchange, Silence
+    from asynctag.http.exchange import Exchange
+    from asynctag.http.silence import Silence
 
 T = TypeVar("T")
 
-#: Where the request's `RequestCache` stands in the ASGI scope.
+#: Where the request's `RequestCache` stands in the ASGI scope, or the `Silence` that makes one for who asks.
 SCOPE_KEY = "asynctag"
 
 
@@ -125,7 +126,9 @@ class RequestCache:
 def cache_of(connection: HTTPConnection) -> RequestCache:
     """The cache of this request or websocket. Raises `ConfigurationError` without the middleware."""
     found = connection.scope.get(SCOPE_KEY)
-    if not isinstance(found, RequestCache):
+    if found is not None and not isinstance(found, RequestCache):
+        found = found.request_cache  # of a request for whose response nobody has asked the cache yet
+    if found is None:
         raise ConfigurationError(
             "there is no CacheMiddleware around this application: app.add_middleware(CacheMiddleware, cache=cache)"
         )

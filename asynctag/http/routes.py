@@ -14,8 +14,9 @@ from asynctag.errors import ConfigurationError, InvalidTagError
 from asynctag.expiry import Seconds, fraction, seconds
 from asynctag.functions import resolve_annotations
 from asynctag.http.asgi import Receive, Send
-from asynctag.http.exchange import Exchange, exchange_here
+from asynctag.http.exchange import Exchange
 from asynctag.http.rules import Policy
+from asynctag.http.silence import exchange_here
 from asynctag.names import tag_name
 from asynctag.tags import compile_tags
 

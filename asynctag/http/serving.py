@@ -19,8 +19,9 @@ from asynctag.scope import Scope, current_scope, gathering_scope, scope_of_block
 from asynctag.skeleton import woven
 
 if TYPE_CHECKING:
-    from asynctag.http.exchange import Exchange, Silence
+    from asynctag.http.exchange import Exchange
     from asynctag.http.middleware import CacheMiddleware
+    from asynctag.http.silence import Silence
 
 #: What goes out with a response that has windows: it is one user's, at one moment.
 FOR_NOBODY_ELSE = (b"cache-control", b"private, no-store")

@@ -23,12 +23,12 @@ from starlette.responses import Response
 from asynctag.errors import ConfigurationError, InvalidTagError
 from asynctag.expiry import Seconds
 from asynctag.functions import resolve_annotations
-from asynctag.http.exchange import exchange_here
 from asynctag.http.guards import effective_route
 from asynctag.http.request import RequestCache, cache_of
 from asynctag.http.routes import cache_response, is_async_callable, make_policy, policy_of, stored_reply
 from asynctag.http.rules import Policy
 from asynctag.http.serving import current_request
+from asynctag.http.silence import exchange_here
 from asynctag.names import tag_name
 from asynctag.tags import check_tags
 from asynctag.windows import Injection, inject_into_windows

@@ -2,8 +2,11 @@
 
 import ast
 import asyncio
+import importlib
 import inspect
+import os
 import re
+import subprocess
 import sys
 import types
 import xml.etree.ElementTree as ElementTree
@@ -25,6 +28,7 @@ import asynctag.testing
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 GENERATED = {DOCS / "benchmarks.md"}
+TUTORIAL = DOCS / "tutorial.md"
 PAGES = sorted({ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.glob("*.md")} - GENERATED)
 DRAWINGS = sorted(DOCS.glob("*.svg"))
 
@@ -83,23 +87,81 @@ every_page = pytest.mark.parametrize("page", named(PAGES))
 # --- the code ------------------------------------------------------------------------------------------
 
 
-async def run(page: Path, module: types.ModuleType) -> None:
-    """The page's blocks, one after the other, as one module whose top level may await."""
-    for block in python_blocks(page):
-        source = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
-        code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+def compiled(block: Block, page: Path) -> types.CodeType:
+    """The block as a module whose top level may await; a traceback names the line of the page."""
+    source = "\n" * (block.line - 1) + block.text
+    return compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+
+
+def awaits(code: types.CodeType) -> bool:
+    return bool(code.co_flags & inspect.CO_COROUTINE)
+
+
+async def run(blocks: list[Block], page: Path, module: types.ModuleType) -> None:
+    """Blocks of a page, one after the other, as one module."""
+    for block in blocks:
+        code = compiled(block, page)
         result = eval(code, vars(module))
-        if code.co_flags & inspect.CO_COROUTINE:
+        if awaits(code):
             await result
 
 
-@pytest.mark.parametrize("page", named([page for page in PAGES if python_blocks(page)]))
+@pytest.mark.parametrize("page", named([page for page in PAGES if python_blocks(page) and page != TUTORIAL]))
 def test_the_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In sequence, in one fresh namespace, with the assertions that they make."""
     module = types.ModuleType(f"page_{re.sub(r'[^a-z]', '_', page.stem.lower())}")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look up their annotations
     monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
-    asyncio.run(run(page, module))
+    asyncio.run(run(python_blocks(page), page, module))
+
+
+def pieces(source: str) -> Iterator[tuple[str, str]]:
+    """The statements of a file, each with the name that it defines, or "", and with the lines before it."""
+    lines, start = source.splitlines(keepends=True), 0
+    for node in ast.parse(source).body:
+        assert node.end_lineno is not None
+        end = node.end_lineno
+        yield getattr(node, "name", ""), "".join(lines[start:end])
+        start = end
+
+
+def edited(file: str, block: str) -> str:
+    """The file, with what a block gives: what has a name that is there takes its place, all else is added."""
+    kept = list(pieces(file))
+    for name, text in pieces(block):
+        place = next((place for place, (there, _) in enumerate(kept) if name and there == name), len(kept))
+        kept[place : place + 1] = [(name, f"\n\n{text}")]
+    return "".join(text for _, text in kept)
+
+
+def test_the_tutorial_is_followed_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a reader does: the file grows, and after each change the interactive mode starts anew with what is in it."""
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # the file changes faster than its time tells
+    shop, tests = tmp_path / "shop.py", tmp_path / "test_shop.py"
+    shop.write_text("")
+    session: types.ModuleType | None = None
+    sessions = 0
+    for block in python_blocks(TUTORIAL):
+        if "def test_" in block.text:
+            tests.write_text(block.text)
+        elif not awaits(compiled(block, TUTORIAL)):
+            shop.write_text(edited(shop.read_text(), block.text))
+            session = None
+        else:  # what awaits outside of functions is for the interactive mode
+            if session is None:
+                monkeypatch.delitem(sys.modules, "shop", raising=False)
+                session = importlib.import_module("shop")
+                monkeypatch.setitem(sys.modules, "shop", session)
+                sessions += 1
+            asyncio.run(run([block], TUTORIAL, session))
+    assert sessions == 5
+
+    command = [sys.executable, "-m", "pytest", "-W", "error", "--rootdir", str(tmp_path), str(tests)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 
 @every_page

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 GENERATED = {DOCS / "benchmarks.md"}
 TUTORIAL = DOCS / "tutorial.md"
+HOW_TO = DOCS / "how-to.md"
 PAGES = sorted({ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.glob("*.md")} - GENERATED)
 DRAWINGS = sorted(DOCS.glob("*.svg"))
 
@@ -106,13 +107,37 @@ async def run(blocks: list[Block], page: Path, module: types.ModuleType) -> None
             await result
 
 
-@pytest.mark.parametrize("page", named([page for page in PAGES if python_blocks(page) and page != TUTORIAL]))
-def test_the_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In sequence, in one fresh namespace, with the assertions that they make."""
+def run_afresh(blocks: list[Block], page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a page, in a fresh namespace, with the assertions that they make."""
     module = types.ModuleType(f"page_{re.sub(r'[^a-z]', '_', page.stem.lower())}")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look up their annotations
     monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
-    asyncio.run(run(python_blocks(page), page, module))
+    asyncio.run(run(blocks, page, module))
+
+
+IN_SEQUENCE = [page for page in PAGES if python_blocks(page) and page not in (TUTORIAL, HOW_TO)]
+
+
+@pytest.mark.parametrize("page", named(IN_SEQUENCE))
+def test_the_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In sequence: the blocks of these pages go on from each other."""
+    run_afresh(python_blocks(page), page, monkeypatch)
+
+
+def recipes() -> dict[str, list[Block]]:
+    """The blocks of the how-to by the heading under which they stand; those before the first heading under ""."""
+    headings = {n: line for n, line in enumerate(HOW_TO.read_text().splitlines(), 1) if line.startswith("## ")}
+    found: dict[str, list[Block]] = {}
+    for block in python_blocks(HOW_TO):
+        before = [line for number, line in headings.items() if number < block.line]
+        found.setdefault(before[-1].removeprefix("## ") if before else "", []).append(block)
+    return found
+
+
+@pytest.mark.parametrize("title", [title for title in recipes() if title])
+def test_each_recipe_stands_by_itself(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the lines with which the page begins, and on no other recipe."""
+    run_afresh(recipes()[""] + recipes()[title], HOW_TO, monkeypatch)
 
 
 def pieces(source: str) -> Iterator[tuple[str, str]]:
@@ -200,7 +225,7 @@ def test_the_readme_shows_the_quickstart() -> None:
 def test_the_recipe_for_executors_is_the_examples() -> None:
     """The lines of the how-to stand in the example that shows what they do."""
     example = (ROOT / "examples" / "worker_threads.py").read_text()
-    page = (DOCS / "how-to.md").read_text()
+    page = HOW_TO.read_text()
     for line in ("context = contextvars.copy_context()", "run_in_executor(None, partial(context.run, read_row, row))"):
         assert line in example
         assert line in page

@@ -305,9 +305,9 @@ def test_the_changelog_has_the_version() -> None:
 # --- links, and what does not belong here --------------------------------------------------------------
 
 
-def anchors(page: Path) -> set[str]:
+def anchors(page: Path, level: str = "#+") -> set[str]:
     """The anchors of a page's headings, as renderers of Markdown make them."""
-    headings = re.findall(r"(?m)^#+ (.+)$", prose(page))
+    headings = re.findall(rf"(?m)^{level} (.+)$", prose(page))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -325,6 +325,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         if anchor:
             assert anchor in anchors(found), f"{page.name} links to {target}"
     assert "![](" not in text
+
+
+@pytest.mark.parametrize("page", named([HOW_TO, DOCS / "reference.md"]))
+def test_the_head_of_a_long_page_links_to_every_section(page: Path) -> None:
+    """What is not in the list there is found by nobody who does not search."""
+    head = prose(page).partition("\n## ")[0]
+    assert set(re.findall(r"\(#([\w-]+)\)", head)) >= anchors(page, "##")
 
 
 @every_page

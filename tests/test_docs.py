@@ -2,8 +2,11 @@
 
 import ast
 import asyncio
+import importlib
 import inspect
+import os
 import re
+import subprocess
 import sys
 import types
 import xml.etree.ElementTree as ElementTree
@@ -25,6 +28,8 @@ import asynctag.testing
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 GENERATED = {DOCS / "benchmarks.md"}
+TUTORIAL = DOCS / "tutorial.md"
+HOW_TO = DOCS / "how-to.md"
 PAGES = sorted({ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.glob("*.md")} - GENERATED)
 DRAWINGS = sorted(DOCS.glob("*.svg"))
 
@@ -83,23 +88,105 @@ every_page = pytest.mark.parametrize("page", named(PAGES))
 # --- the code ------------------------------------------------------------------------------------------
 
 
-async def run(page: Path, module: types.ModuleType) -> None:
-    """The page's blocks, one after the other, as one module whose top level may await."""
-    for block in python_blocks(page):
-        source = "\n" * (block.line - 1) + block.text  # so that a traceback names the line of the page
-        code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+def compiled(block: Block, page: Path) -> types.CodeType:
+    """The block as a module whose top level may await; a traceback names the line of the page."""
+    source = "\n" * (block.line - 1) + block.text
+    return compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+
+
+def awaits(code: types.CodeType) -> bool:
+    return bool(code.co_flags & inspect.CO_COROUTINE)
+
+
+async def run(blocks: list[Block], page: Path, module: types.ModuleType) -> None:
+    """Blocks of a page, one after the other, as one module."""
+    for block in blocks:
+        code = compiled(block, page)
         result = eval(code, vars(module))
-        if code.co_flags & inspect.CO_COROUTINE:
+        if awaits(code):
             await result
 
 
-@pytest.mark.parametrize("page", named([page for page in PAGES if python_blocks(page)]))
-def test_the_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In sequence, in one fresh namespace, with the assertions that they make."""
+def run_afresh(blocks: list[Block], page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a page, in a fresh namespace, with the assertions that they make."""
     module = types.ModuleType(f"page_{re.sub(r'[^a-z]', '_', page.stem.lower())}")
     monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look up their annotations
     monkeypatch.delenv("WEB_CONCURRENCY", raising=False)
-    asyncio.run(run(page, module))
+    asyncio.run(run(blocks, page, module))
+
+
+IN_SEQUENCE = [page for page in PAGES if python_blocks(page) and page not in (TUTORIAL, HOW_TO)]
+
+
+@pytest.mark.parametrize("page", named(IN_SEQUENCE))
+def test_the_blocks_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In sequence: the blocks of these pages go on from each other."""
+    run_afresh(python_blocks(page), page, monkeypatch)
+
+
+def recipes() -> dict[str, list[Block]]:
+    """The blocks of the how-to by the heading under which they stand; those before the first heading under ""."""
+    headings = {n: line for n, line in enumerate(HOW_TO.read_text().splitlines(), 1) if line.startswith("## ")}
+    found: dict[str, list[Block]] = {}
+    for block in python_blocks(HOW_TO):
+        before = [line for number, line in headings.items() if number < block.line]
+        found.setdefault(before[-1].removeprefix("## ") if before else "", []).append(block)
+    return found
+
+
+@pytest.mark.parametrize("title", [title for title in recipes() if title])
+def test_each_recipe_stands_by_itself(title: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the lines with which the page begins, and on no other recipe."""
+    run_afresh(recipes()[""] + recipes()[title], HOW_TO, monkeypatch)
+
+
+def pieces(source: str) -> Iterator[tuple[str, str]]:
+    """The statements of a file, each with the name that it defines, or "", and with the lines before it."""
+    lines, start = source.splitlines(keepends=True), 0
+    for node in ast.parse(source).body:
+        assert node.end_lineno is not None
+        end = node.end_lineno
+        yield getattr(node, "name", ""), "".join(lines[start:end])
+        start = end
+
+
+def edited(file: str, block: str) -> str:
+    """The file, with what a block gives: what has a name that is there takes its place, all else is added."""
+    kept = list(pieces(file))
+    for name, text in pieces(block):
+        place = next((place for place, (there, _) in enumerate(kept) if name and there == name), len(kept))
+        kept[place : place + 1] = [(name, f"\n\n{text}")]
+    return "".join(text for _, text in kept)
+
+
+def test_the_tutorial_is_followed_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a reader does: the file grows, and after each change the interactive mode starts anew with what is in it."""
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # the file changes faster than its time tells
+    shop, tests = tmp_path / "shop.py", tmp_path / "test_shop.py"
+    shop.write_text("")
+    session: types.ModuleType | None = None
+    sessions = 0
+    for block in python_blocks(TUTORIAL):
+        if "def test_" in block.text:
+            tests.write_text(block.text)
+        elif not awaits(compiled(block, TUTORIAL)):
+            shop.write_text(edited(shop.read_text(), block.text))
+            session = None
+        else:  # what awaits outside of functions is for the interactive mode
+            if session is None:
+                monkeypatch.delitem(sys.modules, "shop", raising=False)
+                session = importlib.import_module("shop")
+                monkeypatch.setitem(sys.modules, "shop", session)
+                sessions += 1
+            asyncio.run(run([block], TUTORIAL, session))
+    assert sessions == 5
+
+    command = [sys.executable, "-m", "pytest", "-W", "error", "--rootdir", str(tmp_path), str(tests)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True, check=False)
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 
 @every_page
@@ -138,7 +225,7 @@ def test_the_readme_shows_the_quickstart() -> None:
 def test_the_recipe_for_executors_is_the_examples() -> None:
     """The lines of the how-to stand in the example that shows what they do."""
     example = (ROOT / "examples" / "worker_threads.py").read_text()
-    page = (DOCS / "how-to.md").read_text()
+    page = HOW_TO.read_text()
     for line in ("context = contextvars.copy_context()", "run_in_executor(None, partial(context.run, read_row, row))"):
         assert line in example
         assert line in page
@@ -218,9 +305,9 @@ def test_the_changelog_has_the_version() -> None:
 # --- links, and what does not belong here --------------------------------------------------------------
 
 
-def anchors(page: Path) -> set[str]:
+def anchors(page: Path, level: str = "#+") -> set[str]:
     """The anchors of a page's headings, as renderers of Markdown make them."""
-    headings = re.findall(r"(?m)^#+ (.+)$", prose(page))
+    headings = re.findall(rf"(?m)^{level} (.+)$", prose(page))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -238,6 +325,13 @@ def test_links_lead_somewhere(page: Path) -> None:
         if anchor:
             assert anchor in anchors(found), f"{page.name} links to {target}"
     assert "![](" not in text
+
+
+@pytest.mark.parametrize("page", named([HOW_TO, DOCS / "reference.md"]))
+def test_the_head_of_a_long_page_links_to_every_section(page: Path) -> None:
+    """What is not in the list there is found by nobody who does not search."""
+    head = prose(page).partition("\n## ")[0]
+    assert set(re.findall(r"\(#([\w-]+)\)", head)) >= anchors(page, "##")
 
 
 @every_page

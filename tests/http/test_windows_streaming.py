@@ -474,6 +474,29 @@ async def test_a_streamed_page_is_filled_as_it_comes(cache: Cache, policy: dict[
     assert (later.text, later.hit) == (call.text, policy is not None)
 
 
+@pytest.mark.parametrize("way", ["a window in each", "a window placed, and none in it"])
+async def test_each_event_of_a_stream_goes_out_whole(cache: Cache, way: str) -> None:
+    """With its last line break, by which the browser knows that it is one, and before the next is made."""
+    visitor = visitor_of(cache)
+    call = request("/", headers=ALICE)
+    out: list[str] = []
+
+    async def page(request: Request) -> Response:
+        placed = visitor()
+        name = placed if way == "a window in each" else "alice"
+
+        async def events() -> AsyncIterator[str]:
+            for text in (f"data: {name}\n\n", f'data: {{"who": "{name}"}}\n\n', f"id: 4\ndata: {name}\n\n"):
+                yield text
+                out.append(call.text)
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    await call.run(page_app(cache, page))
+    first, second, third = "data: alice\n\n", 'data: {"who": "alice"}\n\n', "id: 4\ndata: alice\n\n"
+    assert out == [first, first + second, first + second + third]
+
+
 async def test_nobody_waits_for_the_windows_of_another(cache: Cache) -> None:
     """Those who came for a page that is streamed to someone whose windows take their time."""
     arrived = anyio.Event()

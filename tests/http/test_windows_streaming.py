@@ -244,7 +244,27 @@ async def test_a_window_that_fails_later_cuts_the_page(cache: Cache, way: str) -
     assert call.text == "a<0>b"
     assert not ended(call)
     assert isinstance(call.error, WindowError)
+    assert isinstance(call.error.__cause__, LookupError)
     assert doors.cancelled == [2]
+
+
+async def test_over_http_a_timeout_is_the_cause_of_a_window_error(cache: Cache) -> None:
+    """As any exception of a window is. Who calls what is cached gets it as it is."""
+
+    @cache.window(name="late", timeout=1e-9)
+    async def late() -> str:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    @cache.cached(ttl=60, name="text")
+    async def text() -> str:
+        return f"Hello {late()}"
+
+    call = await ask(page_app(cache, of_text(lambda: f"Hello {late()}"), {"public": True}))
+    assert isinstance(call.error, WindowError)
+    assert isinstance(call.error.__cause__, TimeoutError)
+    with pytest.raises(TimeoutError, match="the window late took longer"):
+        await text()
 
 
 async def test_what_cannot_stand_there_is_found_out_in_the_middle_too(cache: Cache) -> None:

@@ -634,10 +634,9 @@ async def test_the_fallback_of_a_body_that_fails(
     for _ in range(2):
         assert await site.page(environment, x=0) == shown
     assert await site.render(environment, "page.html", x=0) == shown
-    assert [record.getMessage() for record in caplog.records] == [
-        "a window of the template page.html failed: its fallback is served"
-    ] * 3
-    assert all(record.exc_info for record in caplog.records)
+    said = "a window of the template page.html failed: its fallback is served"
+    assert all(record.getMessage().startswith(said) for record in caplog.records)
+    assert [record.exc_info is not None for record in caplog.records] == [True, False, False]
     environment = site.environment({"bad.html": "{% window with x %}{{ 1 // x }}{% endwindow %}"}, name="other")
     with pytest.raises(ZeroDivisionError):
         await site.page(environment, "bad.html", x=0)

@@ -185,10 +185,13 @@ class Window(Generic[P, R]):
         raise self.too_slow()
 
     def too_slow(self) -> TimeoutError:
-        return TimeoutError(
-            f"the window {self.name} took longer than its timeout of {self.timeout or 0:g} s: give it a longer one, "
-            f"or a fallback"
-        )
+        return too_slow(f"the window {self.name}", self.timeout)
+
+
+def too_slow(what: str, timeout: float | None) -> TimeoutError:
+    return TimeoutError(
+        f"{what} took longer than its timeout of {timeout or 0:g} s: give it a longer one, or a fallback"
+    )
 
 
 class WindowCall(Generic[P, R]):

@@ -1225,6 +1225,37 @@ async def test_a_failure_that_cannot_be_told_has_its_fallback_all_the_same(
         assert len(failures._silent_until) <= MAX_KINDS
 
 
+@pytest.mark.parametrize("ended_by", ["another's failure", "a cancellation"])
+@pytest.mark.parametrize("raises", [False, True])
+async def test_nothing_is_said_of_the_fallback_of_a_window_that_is_ended(
+    cache: Cache, ended_by: str, raises: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has not failed, and nobody is served anything: as where a client goes away."""
+    begun = anyio.Event()
+
+    async def wait() -> None:
+        begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            if raises and ended_by == "another's failure":
+                raise OSError("while it was ended")
+
+    async def fail() -> None:
+        await begun.wait()
+        if ended_by == "a cancellation":
+            await anyio.sleep_forever()
+        raise BoomError
+
+    page = page_of(cache, cache.window(name="waits", fallback="-")(wait), cache.window(name="fails")(fail))
+    async with anyio.create_task_group() as group:
+        caller = Caller(group, page)
+        await begun.wait()
+        if ended_by == "a cancellation":
+            caller.cancel_scope.cancel()
+    assert caplog.records == []
+
+
 async def test_a_fallback_is_text_where_text_is(cache: Cache) -> None:
     """Escaped as what the window returns would be, unless it is Markup."""
     plain = failing(cache, BoomError(), "plain", fallback="<none>")

@@ -24,7 +24,7 @@ from asynctag.http import current_request
 from asynctag.placeholders import as_text
 from asynctag.scope import Scope, current_scope, leave_scope, live_scope
 from asynctag.skeleton import woven
-from asynctag.windows import Window
+from asynctag.windows import Window, too_slow
 
 #: What begins the names of the blocks that bodies are compiled as.
 BLOCK: Final = "asynctag_window_"
@@ -137,8 +137,9 @@ class BodyWindow(Window[..., Any]):
     async def rendered(self, body: Body, request: object = None) -> str:
         """What is served in its place. `request`: for where there is no current one."""
         try:
-            with anyio.fail_after(body.timeout):
+            with anyio.move_on_after(body.timeout):
                 return await self._text(body, request)
+            raise too_slow(f"a window of the template {body.template}", body.timeout)
         except Exception as error:
             if body.fallback is None:
                 raise

@@ -39,7 +39,7 @@ class Running:
         self._context = context
         self._results: dict[int, Any] = {}
         self._failed: BaseException | None = None
-        self._left = False  # the block: what is not done by then is ended, and its end is no failure
+        self._left = False  # the block: how a window ends from then on is no failure
 
     async def __aenter__(self) -> Self:
         raise NotImplementedError

@@ -8,7 +8,8 @@ AsynctagError
 │   └── TagTooLongError     a tag above 1 KiB
 ├── InvalidKeyError         a key that is empty, not a string, too long
 ├── UnstableArgumentError   an argument that has no stable key
-├── WindowError             a window placed where it cannot stand, or what cannot stand where it was placed
+├── WindowError             a window placed where it cannot stand, what cannot stand where it was placed,
+│                           or one that failed in a response, by its __cause__
 ├── ValueNotCacheableError  a value that would not come back the same
 ├── CorruptEntryError       bytes in a backend that are not an entry of ours (always a miss, never seen by callers)
 ├── BackendError            the backend did not answer, or not as it should
@@ -63,7 +64,10 @@ class ValueNotCacheableError(AsynctagError, TypeError):
 
 
 class WindowError(AsynctagError):
-    """A window that cannot be where it is: awaited in what is cached, put into text outside of it, cut, or not text."""
+    """A window that cannot be where it is: awaited in what is cached, put into text outside of it, cut, or not text.
+
+    Where a window in a response fails and has no fallback, what it raised is the `__cause__`.
+    """
 
 
 class CorruptEntryError(AsynctagError):

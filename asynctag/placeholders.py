@@ -210,20 +210,28 @@ class Places:
         return any(end in text for end in self._ends_in_bytes)
 
     def unfinished(self, data: bytes) -> int:
-        """How many bytes at the end of `data` are to wait for what follows: a placeholder may begin or end there.
+        """How many bytes at the end of `data` are to wait for what follows, without which they cannot be split.
 
-        The two bytes on either side of one (a quote, a slash, a colon) tell what it stands for, and go with it.
+        These are a placeholder or the beginning of one that is not whole yet; a quote, which it may take the place of,
+        and a backslash, which may stand before such a quote; and a placeholder after a quote, until it is known whether
+        it stands between two of them and is no key. Nothing else waits: what ends in a line break goes out as it is.
         """
         before = self._before.encode()
         lengths = range(min(_SIDE - 1, len(data)), 0, -1)
         begun = next((length for length in lengths if data.endswith(before[:length])), 0)
-        cut = max(0, len(data) - begun - 2)
+        cut = len(data) - begun
+        if _opens(data, cut) or (not begun and data.endswith(b"\\")):
+            cut -= 1
         while cut:
-            start = data.rfind(before, max(0, cut - LONGEST), cut + 1 + _SIDE)
-            found = _REST_OF_BYTES.match(data, start + _SIDE)
-            if start < 0 or (found is not None and found.end() + 2 <= cut):
+            start = data.rfind(before, max(0, cut - LONGEST), cut + _SIDE - 1)
+            if start < 0:
                 break
-            cut = max(0, start - 2)
+            opens, found = _opens(data, start), _REST_OF_BYTES.match(data, start + _SIDE)
+            if found is not None:
+                end = found.end()
+                if (end + 2 if opens and data[end : end + 1] in (b"", b'"') else end) <= cut:
+                    break
+            cut = start - opens
         return len(data) - cut
 
     def split(self, text: Any, where: Callable[[], str], *, json: bool = False) -> Segments | None:
@@ -320,6 +328,11 @@ def plain(value: object) -> str:
 def is_markup_type(kind: type) -> bool:
     """Whether it is markupsafe's, for text that is HTML already."""
     return kind.__name__ == "Markup" and kind.__module__ == "markupsafe"
+
+
+def _opens(data: bytes, start: int) -> bool:
+    """Whether what begins at `start` stands after a quote that is not escaped."""
+    return data[start - 1 : start] == b'"' and data[start - 2 : start - 1] != b"\\"
 
 
 def _digits(count: int) -> str:

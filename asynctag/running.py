@@ -32,13 +32,14 @@ class Running:
     is raised by the next `result`, whichever that asks for.
     """
 
-    __slots__ = ("_calls", "_context", "_failed", "_results")
+    __slots__ = ("_calls", "_context", "_failed", "_left", "_results")
 
     def __init__(self, calls: Sequence[Call], context: Context) -> None:
         self._calls = calls
         self._context = context
         self._results: dict[int, Any] = {}
         self._failed: BaseException | None = None
+        self._left = False  # the block: how a window ends from then on is no failure
 
     async def __aenter__(self) -> Self:
         raise NotImplementedError
@@ -64,6 +65,8 @@ class Running:
 
     def _fail(self, index: int, error: BaseException) -> None:
         """Take note of a failure: it gives the fallback, if there is one."""
+        if self._left:
+            return
         window, _ = self._calls[index]
         if isinstance(error, Exception) and window.has_fallback:
             self._results[index] = window.instead_of(error)
@@ -123,6 +126,7 @@ class _OnAsyncio(Running):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._left = True
         for timer in self._timers:
             timer.cancel()
         left = [task for task in self._tasks if not task.done()]
@@ -170,6 +174,7 @@ class _OnOthers(Running):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._left = True
         self._group.cancel_scope.cancel()
         if not isinstance(error, anyio.get_cancelled_exc_class()):  # the group would put it into one of its own
             kind = error = traceback = None

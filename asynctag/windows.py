@@ -6,7 +6,6 @@ leaves the outermost computation, by the decorator's caller or as a response, th
 
 import copy
 import inspect
-import logging
 import math
 import reprlib
 import types
@@ -23,6 +22,7 @@ import msgspec
 from asynctag.backends.base import Backend
 from asynctag.codec import NOT_GIVEN
 from asynctag.errors import ConfigurationError, CorruptEntryError, WindowError
+from asynctag.failures import Failures
 from asynctag.functions import is_in_class, resolve_annotations
 from asynctag.keys import function_name
 from asynctag.placeholders import Place, Placeholder, is_markup_type, places_here
@@ -31,8 +31,6 @@ from asynctag.scope import gathering_scope
 
 if TYPE_CHECKING:
     from asynctag.cache import Cache
-
-logger = logging.getLogger("asynctag")
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -76,6 +74,7 @@ class Window(Generic[P, R]):
         self._fallback = _check_fallback(fallback)
         self.name = function_name(function, name)
         self._injected, self._inject = _injection(function, self.name)
+        self._failures = Failures()
         self._signature, self._decode = _parameters(function, self.name, self._injected)
 
     def __repr__(self) -> str:
@@ -167,7 +166,7 @@ class Window(Generic[P, R]):
 
     def instead_of(self, error: Exception) -> Any:
         """The fallback, which takes the place of a failure."""
-        logger.warning("the window %s failed: its fallback is served", self.name, exc_info=error)
+        self._failures.warn(f"the window {self.name}", error)
         return copy.deepcopy(self._fallback)
 
     async def fill(self, arguments: Mapping[str, Any]) -> Any:
@@ -186,10 +185,13 @@ class Window(Generic[P, R]):
         raise self.too_slow()
 
     def too_slow(self) -> TimeoutError:
-        return TimeoutError(
-            f"the window {self.name} took longer than its timeout of {self.timeout or 0:g} s: give it a longer one, "
-            f"or a fallback"
-        )
+        return too_slow(f"the window {self.name}", self.timeout)
+
+
+def too_slow(what: str, timeout: float | None) -> TimeoutError:
+    return TimeoutError(
+        f"{what} took longer than its timeout of {timeout or 0:g} s: give it a longer one, or a fallback"
+    )
 
 
 class WindowCall(Generic[P, R]):

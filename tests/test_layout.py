@@ -15,7 +15,7 @@ LAYERS = [
     {"errors"},
     {"names", "signatures", "functions", "stable", "tags", "keys", "thaw", "expiry", "backends.base", "scope"},
     {"placeholders", "same", "skeleton", "codec"},
-    {"running", "windows", "explain"},
+    {"failures", "running", "windows", "explain"},
     {"background", "flight", "lag", "leased", "outage", "pending", "fill"},
     {"transaction"},
     {"sync", "inline"},

@@ -8,7 +8,7 @@ import re
 import textwrap
 import threading
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jinja2
@@ -443,7 +443,7 @@ def test_escaped_without_an_end() -> None:
         text = html.escape(text)
     assert split(text, here) is not None
     data = text.encode()
-    assert all(here.unfinished(data[:length]) >= length for length in range(10, len(data) + 1))
+    assert all(here.unfinished(data[:length]) == length for length in range(1, len(data)))
     with pytest.raises(WindowError, match=f"badge was escaped more than {MAX_STEPS} times"):
         split(html.escape(text), here)
 
@@ -466,6 +466,23 @@ def test_copies_are_itself() -> None:
 # --- streams
 
 
+def sent_in(chunks: Iterable[bytes], here: Places) -> Segments:
+    """A body that goes out chunk by chunk, each as far as it need not wait, put together again."""
+    parts: list[bytes] = [b""]
+    found: list[Place] = []
+    *others, last = chunks
+    held = b""
+    for chunk in (*others, None):
+        held += last if chunk is None else chunk
+        ready = held if chunk is None else held[: len(held) - here.unfinished(held)]
+        held = held[len(ready) :]
+        segments = split(ready, here, json=True) or Segments((ready,), ())
+        parts[-1] += segments.parts[0]
+        parts += segments.parts[1:]
+        found += segments.places
+    return Segments(tuple(parts), tuple(found))
+
+
 @settings(deadline=None)
 @given(st.data())
 def test_no_placeholder_is_torn_between_two_chunks(data: st.DataObject) -> None:
@@ -483,18 +500,75 @@ def test_no_placeholder_is_torn_between_two_chunks(data: st.DataObject) -> None:
     body = "".join(one if isinstance(one, str) else one(here.place(BADGE)) for one in pieces).encode()
     whole = split(body, here, json=True) or Segments((body,), ())
     cuts = sorted(data.draw(st.sets(st.integers(0, len(body)), max_size=6)))
-    parts: list[bytes] = [b""]
-    found: list[Place] = []
-    held = b""
-    for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True):
-        held += body[start:end]
-        ready = held if end == len(body) else held[: len(held) - here.unfinished(held)]
-        held = held[len(ready) :]
-        segments = split(ready, here, json=True) or Segments((ready,), ())
-        parts[-1] += segments.parts[0]
-        parts += segments.parts[1:]
-        found += segments.places
-    assert (tuple(parts), tuple(found)) == tuple(whole)
+    chunks = [body[start:end] for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True)]
+    assert sent_in(chunks, here) == whole
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        "{}",
+        '"{}"',
+        '\\"{}\\"',
+        '\\\\"{}"',
+        '"{}":',
+        '"{}\\"',
+        "{0}{0}",
+        '"{0}{0}"',
+        '"{0}","{0}"',
+        '"{0}""{0}"',
+        '"{0}"1{0}',
+    ],
+)
+@pytest.mark.parametrize("way", [way for way, _, _ in STEPS_TAKEN.values()], ids=STEPS_TAKEN)
+def test_a_placeholder_is_found_wherever_a_body_is_cut(way: Callable[[Placeholder[Any]], str], around: str) -> None:
+    """At each of its bytes and those around it, in two or in single bytes, however it was escaped and between what."""
+    here = places()
+    body = f"x{around.format(way(here.place(BADGE)))}\n\n".encode()
+    whole = split(body, here, json=True)
+    assert whole is not None
+    for at in range(len(body) + 1):
+        assert sent_in([body[:at], body[at:]], here) == whole
+    assert sent_in([body[at : at + 1] for at in range(len(body))], here) == whole
+
+
+def test_what_cannot_begin_a_placeholder_goes_out_at_once() -> None:
+    """Of the end of a chunk nothing is held but what the next one may make another thing of."""
+    here = places()
+    one = f"{here.place(BADGE)}"
+    side = one[:22]
+    script = f"{jinja.from_string('{{ x|tojson }}').render(x=one)}"
+    for text, held in {
+        "": "",
+        "data: 1\n\n": "",
+        "<p>": "",
+        "a page'": "",
+        'a "page"': '"',
+        "a page\\": "\\",
+        'a \\"page\\"': "",
+        one: "",
+        f"data: {one}\n\n": "",
+        f"data: {one}\n": "",
+        f"data: {script}\n\n": "",
+        f"data: {script}\n": "",
+        f"data: {script}": script,
+        f'"{one}': f'"{one}',
+        f'"{one}"': f'"{one}"',
+        f'"{one}":': "",
+        f'"{one}",': "",
+        f'"{one}\n': "",
+        f"x{one[0]}": one[0],
+        f"x{side[:21]}": side[:21],
+        f"x{side}": side,
+        f"x{one[:-1]}": one[:-1],
+        f'x"{one[:-1]}': f'"{one[:-1]}',
+        f'x\\"{one[:-1]}': one[:-1],
+        f'"{one}"{side}': f'"{one}"{side}',
+        f"{one}{side}": side,
+        f'"{one}","{side}': f'"{side}',
+    }.items():
+        data = text.encode()
+        assert data[len(data) - here.unfinished(data) :].decode() == held, text
 
 
 # --- what a window returned

@@ -24,6 +24,7 @@ from asynctag import windows as windows_module
 from asynctag.backends.memory import MemoryBackend
 from asynctag.cached import Cached
 from asynctag.codec import Codec
+from asynctag.failures import MAX_KINDS, Failures
 from asynctag.placeholders import Placeholder
 from asynctag.scope import current_scope
 from asynctag.skeleton import Skeleton
@@ -1157,13 +1158,102 @@ async def test_a_fallback(cache: Cache, fallback: Any, caplog: pytest.LogCapture
     """Served in its place, and the error is logged; the others are as ever."""
     page = page_of(cache, failing(cache, BoomError("down"), fallback=fallback), define(cache, lambda: "fine"))
     for _ in range(2):
-        caplog.clear()
         assert await page() == [fallback, "fine"]
-        (record,) = caplog.records
-        assert record.getMessage() == "the window failing failed: its fallback is served"
-        assert record.exc_info is not None
-        assert isinstance(record.exc_info[1], BoomError)
-        assert record.levelno == logging.WARNING
+    record = caplog.records[0]
+    assert record.getMessage() == "the window failing failed: its fallback is served"
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], BoomError)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
+
+
+async def test_the_traceback_of_a_failure_with_a_fallback_is_logged_once_a_minute(
+    cache: Cache, fake_clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For each window and type of exception; each other time is a line, however often a client has it fail."""
+    errors: list[Exception] = []
+
+    def define_failing(name: str) -> Window[[], Any]:
+        async def fail() -> None:
+            raise errors[-1]
+
+        window = cache.window(name=name, fallback="-")(fail)
+        window._failures.clock = fake_clock
+        return window
+
+    pages = [page_of(cache, define_failing(name), name=f"page {name}") for name in ("one", "two")]
+
+    async def logged(number: int, error: Exception) -> list[tuple[bool, str]]:
+        errors.append(error)
+        caplog.clear()
+        assert await pages[number]() == ["-"]
+        return [(record.exc_info is not None, record.getMessage()) for record in caplog.records]
+
+    one, two = "the window one failed: its fallback is served", "the window two failed: its fallback is served"
+    for _ in range(2):
+        assert await logged(0, BoomError("first")) == [(True, one)]
+        for _ in range(3):
+            fake_clock.advance(19)
+            again = f"{one}, as after the last traceback: BoomError('again')"
+            assert await logged(0, BoomError("again")) == [(False, again)]
+        assert await logged(1, BoomError("first")) == [(True, two)]
+        assert await logged(0, LookupError("other")) == [(True, one)]
+        ((has_traceback, line),) = await logged(0, LookupError("\n" * 1000))
+        assert not has_traceback
+        assert len(line) < 300
+        assert line.count("\n") == 0
+        fake_clock.advance(60)
+
+
+async def test_a_failure_that_cannot_be_told_has_its_fallback_all_the_same(
+    cache: Cache, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own text may fail. However many kinds there are, little is kept of them."""
+
+    class UntoldError(Exception):
+        def __str__(self) -> str:
+            raise ValueError("not even this")
+
+        __repr__ = __str__
+
+    page = page_of(cache, failing(cache, UntoldError(), fallback="-"))
+    for _ in range(2):
+        assert await page() == ["-"]
+    assert "as after the last traceback: <UntoldError instance" in caplog.records[1].getMessage()
+    failures = Failures()
+    for number in range(2 * MAX_KINDS):
+        failures.warn("a window", BoomError(), which=str(number))
+        assert len(failures._silent_until) <= MAX_KINDS
+
+
+@pytest.mark.parametrize("ended_by", ["another's failure", "a cancellation"])
+@pytest.mark.parametrize("raises", [False, True])
+async def test_nothing_is_said_of_the_fallback_of_a_window_that_is_ended(
+    cache: Cache, ended_by: str, raises: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has not failed, and nobody is served anything: as where a client goes away."""
+    begun = anyio.Event()
+
+    async def wait() -> None:
+        begun.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            if raises and ended_by == "another's failure":
+                raise OSError("while it was ended")
+
+    async def fail() -> None:
+        await begun.wait()
+        if ended_by == "a cancellation":
+            await anyio.sleep_forever()
+        raise BoomError
+
+    page = page_of(cache, cache.window(name="waits", fallback="-")(wait), cache.window(name="fails")(fail))
+    async with anyio.create_task_group() as group:
+        caller = Caller(group, page)
+        await begun.wait()
+        if ended_by == "a cancellation":
+            caller.cancel_scope.cancel()
+    assert caplog.records == []
 
 
 async def test_a_fallback_is_text_where_text_is(cache: Cache) -> None:

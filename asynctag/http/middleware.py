@@ -373,7 +373,7 @@ class CacheMiddleware:
             held = known.held
             if held is not None and held[0] == entry.body:
                 messages = self._reply(known, entry, held[1])
-            elif (response := load(entry, RESPONSES)) is not MISSING and self.can_fill(response):
+            elif (response := load(entry, RESPONSES)) is not MISSING:
                 known.held = (entry.body, response) if len(entry.body) <= MAX_HELD else None
                 messages = self._reply(known, entry, response)
         if messages is None:

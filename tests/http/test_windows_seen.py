@@ -195,6 +195,21 @@ async def test_at_the_endpoint_windows_see_what_was_found_on_the_way(
         assert (await ask(app, "/7", headers=user)).text == f"{user['x-user']} 7"
 
 
+@pytest.mark.parametrize("policy", [{}, {"cookies": ()}, {"key": lambda request: "everybody's"}, None])
+async def test_at_the_endpoint_windows_see_the_user_that_a_middleware_inside_has_found(
+    cache: Cache, policy: dict[str, Any] | None
+) -> None:
+    """Authentication may stand inside of the cache, there: each sees their own, on the miss and on the hit."""
+    window = saying(cache, lambda request: f"{request.user.display_name} {request.auth.scopes}")
+    decorate = cache_response(60, **policy) if policy is not None else lambda page: page
+    around = [Middleware(CacheMiddleware, cache=cache), Middleware(AuthenticationMiddleware, backend=BySentName())]
+    app = Starlette(routes=[Route("/", decorate(shows(window)))], middleware=around)
+    for hit, user in enumerate((ALICE, BOB, ALICE)):
+        call = await ask(app, headers=user)
+        assert (call.text, call.hit) == (f"{user['x-user']} ['user']", bool(hit and policy is not None))
+        assert is_for_one(call)
+
+
 async def test_a_scope_that_a_middleware_inside_copies_is_seen_by_a_routers_policy(cache: Cache) -> None:
     """What the routing has found is in the copy, which the dependency knows."""
     window = saying(cache, lambda request: request.path_params["number"])
@@ -590,3 +605,42 @@ async def test_what_a_window_writes_into_the_request_is_nobody_elses(cache: Cach
         call = await ask(app)
         assert call.text == "None"
         assert "mark" not in call.scope
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+async def test_a_session_that_a_window_changes_goes_out_if_the_headers_did_not_before(
+    cache: Cache, way: str, version: str
+) -> None:
+    """With what it does before it has to wait. What it does later is lost, but for HTTP/1.0, which waits for it."""
+    door = anyio.Event()
+
+    @cache.window(name="counts")
+    async def counts(waits: bool) -> str:
+        if waits:
+            await door.wait()
+        current_request().session["count"] = 1
+        return "counted"
+
+    @cache.window(name="slow")
+    async def slow() -> str:
+        await door.wait()
+        return "slow"
+
+    async def page(request: Request) -> Response:
+        return PlainTextResponse(f"{counts('waits' in request.url.path)} {slow()}")
+
+    policy = WAYS[way]
+    page = page if policy is None else cache_response(60, **policy)(page)
+    around = [Middleware(SessionMiddleware, secret_key="secret"), Middleware(CacheMiddleware, cache=cache)]
+    app = Starlette(routes=[Route("/", page), Route("/waits", page)], middleware=around)
+    for path in ("/", "/waits"):
+        for hit in (False, policy is not None):
+            door = anyio.Event()
+            with anyio.fail_after(10):
+                async with anyio.create_task_group() as tasks:
+                    call = begin(tasks, app, path, http_version=version)
+                    await all_blocked()
+                    door.set()
+            assert (call.text, call.hit) == ("counted slow", hit)
+            assert len(call.all("set-cookie")) == (path == "/" or version == "1.0")

@@ -2,7 +2,9 @@
 
 import json
 import random
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterable
+from importlib.metadata import version
 from operator import eq
 from operator import is_ as is_the_same
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import anyio
 import pytest
 from starlette.applications import Starlette
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route as StarletteRoute
@@ -22,6 +25,8 @@ from tests.http.driver import Call, Message, all_blocked, ask, begin, request
 from tests.http.windowed import ALICE, BOB, is_for_one, page_app, visitor_of
 
 pytestmark = pytest.mark.anyio
+
+STARLETTE = tuple(map(int, version("starlette").split(".")[:2]))
 
 #: How a page comes to be served; whether it is a hit, the second time.
 WAYS: dict[str, dict[str, Any] | None] = {
@@ -82,6 +87,11 @@ def ended(call: Call) -> bool:
     return any(one["type"] == "http.response.body" and not one.get("more_body", False) for one in call.messages)
 
 
+def decompressed(call: Call) -> str:
+    """What is there of the body so far."""
+    return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS).decompress(call.body).decode()
+
+
 async def prepared(app: Any, way: str, doors: Doors) -> None:
     """Have the next request be served that way."""
     if way != "not stored":
@@ -121,6 +131,28 @@ async def test_what_stands_before_a_window_is_out_before_it_ends(cache: Cache, w
     assert call.text == "a<0>b<1>c<2>d"
     assert ended(call)
     assert call.hit is (not first and way != "not stored")
+
+
+@pytest.mark.skipif(STARLETTE < (1, 5), reason="older ones hold what is compressed till there is more of it")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("length", [1, 5000])
+async def test_compressed_on_its_way_it_is_out_as_well(cache: Cache, way: str, length: int) -> None:
+    """By Starlette's middleware, outside: what is out can be decompressed by a browser, however short it is."""
+    doors = Doors(cache)
+    inner = page_app(cache, of_text(lambda: f"{'a' * length}{doors.door(0)}b{doors.door(1)}c"), WAYS[way])
+    app = GZipMiddleware(inner)
+    await prepared(inner, way, doors)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            call = begin(tasks, app, headers={"accept-encoding": "gzip"})
+            await all_blocked()
+            assert call.header("content-encoding") == "gzip"
+            assert decompressed(call) == "a" * length
+            doors.open[0].set()
+            await all_blocked()
+            assert decompressed(call) == "a" * length + "<0>b"
+            doors.open[1].set()
+    assert decompressed(call) == "a" * length + "<0>b<1>c"
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -244,7 +276,27 @@ async def test_a_window_that_fails_later_cuts_the_page(cache: Cache, way: str) -
     assert call.text == "a<0>b"
     assert not ended(call)
     assert isinstance(call.error, WindowError)
+    assert isinstance(call.error.__cause__, LookupError)
     assert doors.cancelled == [2]
+
+
+async def test_over_http_a_timeout_is_the_cause_of_a_window_error(cache: Cache) -> None:
+    """As any exception of a window is. Who calls what is cached gets it as it is."""
+
+    @cache.window(name="late", timeout=1e-9)
+    async def late() -> str:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    @cache.cached(ttl=60, name="text")
+    async def text() -> str:
+        return f"Hello {late()}"
+
+    call = await ask(page_app(cache, of_text(lambda: f"Hello {late()}"), {"public": True}))
+    assert isinstance(call.error, WindowError)
+    assert isinstance(call.error.__cause__, TimeoutError)
+    with pytest.raises(TimeoutError, match="the window late took longer"):
+        await text()
 
 
 async def test_what_cannot_stand_there_is_found_out_in_the_middle_too(cache: Cache) -> None:
@@ -472,6 +524,29 @@ async def test_a_streamed_page_is_filled_as_it_comes(cache: Cache, policy: dict[
     assert doors.began == [0, 1]
     later = await ask(app)
     assert (later.text, later.hit) == (call.text, policy is not None)
+
+
+@pytest.mark.parametrize("way", ["a window in each", "a window placed, and none in it"])
+async def test_each_event_of_a_stream_goes_out_whole(cache: Cache, way: str) -> None:
+    """With its last line break, by which the browser knows that it is one, and before the next is made."""
+    visitor = visitor_of(cache)
+    call = request("/", headers=ALICE)
+    out: list[str] = []
+
+    async def page(request: Request) -> Response:
+        placed = visitor()
+        name = placed if way == "a window in each" else "alice"
+
+        async def events() -> AsyncIterator[str]:
+            for text in (f"data: {name}\n\n", f'data: {{"who": "{name}"}}\n\n', f"id: 4\ndata: {name}\n\n"):
+                yield text
+                out.append(call.text)
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    await call.run(page_app(cache, page))
+    first, second, third = "data: alice\n\n", 'data: {"who": "alice"}\n\n', "id: 4\ndata: alice\n\n"
+    assert out == [first, first + second, first + second + third]
 
 
 async def test_nobody_waits_for_the_windows_of_another(cache: Cache) -> None:

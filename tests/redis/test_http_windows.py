@@ -1,7 +1,7 @@
 """Responses with windows on Redis: filled by whatever process serves them, never by what somebody else wrote there."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +12,8 @@ from starlette.responses import PlainTextResponse, Response
 from asynctag import Cache
 from asynctag.http import current_request
 from asynctag.http.stored import RESPONSES
+from asynctag.placeholders import Place
+from asynctag.windows import Windows
 from tests.http import test_windows, test_windows_seen, test_windows_streaming
 from tests.http.driver import ask
 from tests.http.windowed import ALICE, BOB, is_for_one, page_app, visitor_of
@@ -79,6 +81,30 @@ async def test_a_page_that_one_process_has_stored_is_filled_by_another(process: 
         call = await ask(apps[1], headers=user)
         assert (call.text, call.hit, is_for_one(call)) == (f"Hello {user['x-user']}!", True, True)
     assert runs == [0]
+
+
+async def test_each_hit_asks_once_whether_its_windows_are_there(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the response was just decoded, and where this process holds it."""
+    checked: list[int] = []
+    check = Windows.check
+
+    def counted(windows: Windows, places: Sequence[Place]) -> None:
+        checked.append(len(places))
+        check(windows, places)
+
+    monkeypatch.setattr(Windows, "check", counted)
+    visitor = visitor_of(cache)
+
+    async def page(request: Request) -> Response:
+        return PlainTextResponse(f"Hello {visitor()}!")
+
+    app = page_app(cache, page, {"public": True})
+    for _ in range(2):
+        await ask(app, headers=ALICE)
+    for _ in range(3):
+        checked.clear()
+        call = await ask(app, headers=BOB)
+        assert (call.text, call.hit, checked) == ("Hello bob!", True, [1])
 
 
 @pytest.mark.parametrize("public", [False, True])

@@ -2,14 +2,21 @@
 
 from collections.abc import Coroutine
 from datetime import timedelta
-from typing import Any, Literal, assert_type
+from typing import Annotated, Any, Literal, assert_type
 
+from fastapi import Depends, FastAPI, Header
+from jinja2 import Environment
 from sqlalchemy import MetaData
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, sessionmaker
+from starlette.requests import Request
+from starlette.templating import Jinja2Templates
 
 from asynctag import Cache, Cached, Explanation, Held, Hit, Miss, Wait, WhileLeased, Window, add_tags, no_store, tag
 from asynctag.backends.memory import MemoryBackend
+from asynctag.http import CacheMiddleware, RequestCache, current_request
+from asynctag.integrations.fastapi import CacheDep, cache_response
+from asynctag.integrations.jinja2 import CacheExtension, install
 from asynctag.integrations.outbox import Outbox
 from asynctag.integrations.sqlalchemy import UnitsOfWork, row_tags, unit_of_work
 from asynctag.testing import BackendContract, FakeClock, assert_hit, assert_miss, assert_tags
@@ -266,6 +273,63 @@ async def windows() -> None:
 
 cache.window(not_async)  # type: ignore[arg-type] # pyright: ignore
 cache.window(timeout="1")  # type: ignore[call-overload] # pyright: ignore
+
+
+# --- windows with FastAPI's dependencies, in its endpoints
+
+
+class User:
+    name: str
+
+
+async def current_user(name: Annotated[str | None, Header()] = None) -> User | None:
+    return User() if name else None
+
+
+app = FastAPI()
+app.add_middleware(CacheMiddleware, cache=cache)
+
+
+@cache.window(timeout=1, fallback="")
+async def greeting(word: str, user: User | None = Depends(current_user)) -> str:  # noqa: B008
+    return f"{word}, {user.name if user is not None else 'you'}"
+
+
+@cache.window
+async def spoken(user: Annotated[User, Depends(current_user)], language: Annotated[str, Header()] = "en") -> list[str]:
+    assert_type(current_request(), Request)
+    return [user.name, language]
+
+
+@app.get("/")
+@cache_response(60, public=True, cookies=())
+async def front(tagged: CacheDep, n: int = 1) -> str:
+    assert_type(tagged, RequestCache)
+    tagged.add_tags("front")
+    return f"<header>{greeting('Hello')}</header>"
+
+
+async def dependencies() -> None:
+    assert_type(await greeting("Hello"), str)
+    assert_type(await spoken(User()), list[str])
+    assert_type(await front(RequestCache(cache, None), n=2), str)
+    greeting()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    greeting(1)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    spoken()  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    await front(n=2)  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+
+
+# --- templates
+
+
+def templates() -> None:
+    assert_type(install(Jinja2Templates("templates").env, cache), None)
+    assert_type(install(Environment(enable_async=True, autoescape=True), cache, name="mails"), None)
+    Environment(extensions=[CacheExtension, "asynctag.integrations.jinja2.CacheExtension"])
+    install(Jinja2Templates("templates"), cache)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    install(Environment(), cache, "mails")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    install(Environment())  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+    install(Environment(), MemoryBackend())  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
 # --- tools for tests

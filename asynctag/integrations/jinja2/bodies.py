@@ -6,7 +6,6 @@ and the values of the declared names. So nothing can be run but a window of a te
 gives, with what was declared for it; whatever else is read from a server is a miss.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from hashlib import blake2b
@@ -25,9 +24,7 @@ from asynctag.http import current_request
 from asynctag.placeholders import as_text
 from asynctag.scope import Scope, current_scope, leave_scope, live_scope
 from asynctag.skeleton import woven
-from asynctag.windows import Window
-
-logger = logging.getLogger("asynctag")
+from asynctag.windows import Window, too_slow
 
 #: What begins the names of the blocks that bodies are compiled as.
 BLOCK: Final = "asynctag_window_"
@@ -140,24 +137,25 @@ class BodyWindow(Window[..., Any]):
     async def rendered(self, body: Body, request: object = None) -> str:
         """What is served in its place. `request`: for where there is no current one."""
         try:
-            with anyio.fail_after(body.timeout):
+            with anyio.move_on_after(body.timeout):
                 return await self._text(body, request)
-        except Exception:
+            raise too_slow(f"a window of the template {body.template}", body.timeout)
+        except Exception as error:
             if body.fallback is None:
                 raise
-            return self._fall_back(body, body.fallback)
+            return self._fall_back(body, body.fallback, error)
 
     def rendered_at_once(self, body: Body, request: object) -> str:
         """The same for a template that is rendered without `await`. Its timeout does not count."""
         try:
             return marked(self.environment.concat(self._find(body)(self._context(body, request))), body.escapes)
-        except Exception:
+        except Exception as error:
             if body.fallback is None:
                 raise
-            return self._fall_back(body, body.fallback)
+            return self._fall_back(body, body.fallback, error)
 
-    def _fall_back(self, body: Body, fallback: str) -> str:
-        logger.warning("a window of the template %s failed: its fallback is served", body.template, exc_info=True)
+    def _fall_back(self, body: Body, fallback: str, error: Exception) -> str:
+        self._failures.warn(f"a window of the template {body.template}", error, which=body.block)
         return marked(fallback, body.escapes)
 
     async def _text(self, body: Body, request: object) -> str:

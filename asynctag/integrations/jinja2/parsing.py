@@ -43,6 +43,8 @@ def parse_limits(parser: Parser) -> tuple[float | None, str | None]:
     while parser.stream.current.type != "block_end" and not parser.stream.current.test("name:with"):
         if seen:
             parser.stream.expect("comma")
+        if parser.stream.current.test("name:with"):
+            parser.fail("no comma stands before `with`: {% window timeout=1 with currency %}")
         option = _parse_name(parser, seen)
         if option not in ("timeout", "fallback") or not parser.stream.skip_if("assign"):
             parser.fail(
@@ -171,6 +173,11 @@ def check_fragment(parser: Parser, body: list[nodes.Node], lineno: int) -> None:
     for name in _names_in(body):
         if name in ("caller", "varargs", "kwargs"):
             refuse(f"{name} is not there. Give it a name before, {{% set given = {name} %}}, and vary by it")
+        if name == "super":
+            refuse(
+                "super() may give the block of another template, where one extends another template by a variable. Put "
+                "the tag into the block that is meant"
+            )
 
 
 def _names_in(body: Iterable[nodes.Node]) -> Iterator[str]:

@@ -111,6 +111,7 @@ class Filler:
         self.outage = outage_of(backend)
         self.max_ttl = max_ttl
         self.can_peek = type(backend).peek is not Backend.peek
+        self.can_add = type(backend).add is not Backend.add
         self._agreed = False
 
     # --- the backend, failing open -----------------------------------------------------------------
@@ -728,7 +729,7 @@ class Filler:
         """An entry with a value that was not computed, to be kept for as long as any is."""
         kept, end = self.keep(codec, value), self.backend.clock() + self.max_ttl
         stamp = reading.stamp if reading is not None else OF_NO_EPOCH
-        return Entry(key, kept.body, kept.thaw, codec, kept.size, _in_order(tags), stamp, end, end, end, end)
+        return Entry(key, kept.body, kept.thaw, codec, kept.size, in_order(tags), stamp, end, end, end, end)
 
     def entry(self, job: Job, kept: Kept, stamp: Stamp | None, scope: Scope, started: float) -> Entry:
         if stamp is None:
@@ -739,7 +740,7 @@ class Filler:
         now = self.backend.clock()
         times = job.expiry.times(now, now - started, scope.fresh_until, scope.expires)
         codec: Any = job.codec if type(kept.body) is not Skeleton else job.codec.with_windows
-        return Entry(job.key, kept.body, kept.thaw, codec, kept.size, _in_order(scope.tags), stamp, *times)
+        return Entry(job.key, kept.body, kept.thaw, codec, kept.size, in_order(scope.tags), stamp, *times)
 
     async def _fallback(self, job: Job, flight: Flight | None, parent: Scope | None, error: Exception) -> Any:
         """The stale value to serve instead of `error`, read again so that the journal has its say."""
@@ -1002,7 +1003,7 @@ def _without(reading: Reading, leased: frozenset[str], *, with_entry: bool = Fal
     return Reading(reading.stamp, reading.entry if with_entry else None, miss=Miss(Cause.INVALIDATED, tag))
 
 
-def _in_order(tags: Iterable[str]) -> tuple[str, ...]:
+def in_order(tags: Iterable[str]) -> tuple[str, ...]:
     """In one order in every process: those that have read an entry know the next one with its tags by their bytes.
 
     In this one, what users have written comes first: of several that were invalidated, the first is named.

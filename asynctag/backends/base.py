@@ -173,6 +173,18 @@ class Backend(ABC):
         """As `write` for each of `entries`, in their order."""
         return [await self.write(entry) for entry in entries]
 
+    def is_absent(self, key: str) -> bool:
+        """Whether nothing at all stands under `key`, valid or not, if that can be told at once; else false."""
+        return False
+
+    def add(self, entries: Sequence[Entry]) -> bool:
+        """Store all of `entries` at once, without waiting, where nothing stands under any of their keys.
+
+        False, and nothing is stored, where something does, where one of them would be refused or stored stale, where a
+        lease or a lag is held, and where a backend has to wait: `write_many` then finds out what comes of each.
+        """
+        return False
+
     @abstractmethod
     async def invalidate(self, tags: Iterable[str], *, soft: bool = False) -> None:
         """Make every entry that carries one of `tags` invalid; `soft`: stale, where it has a stale period.

@@ -64,6 +64,20 @@ class _Node(Entry):
     used: bool
 
 
+def _node_of(entry: Entry, size: int, end: float = inf) -> _Node:
+    """A node for `entry`, which ends at `end` at the latest."""
+    times = entry.renew_from, entry.fresh_until, entry.stale_until, entry.expires
+    if end < entry.expires:
+        times = min(times[0], end), min(times[1], end), min(times[2], end), end
+    return _Node(entry.key, entry.body, entry.thaw, entry.codec, size, entry.tags, entry.stamp, *times)
+
+
+def _size_of(entry: Entry) -> int:
+    """About how many bytes it holds. Tags are often shared; counted with each, the estimate errs on the safe side."""
+    tags = entry.tags
+    return entry.size + getsizeof(entry.key) + getsizeof(tags) + sum(map(len, tags)) + ENTRY_OVERHEAD
+
+
 class MemoryBackend(Backend):
     """Entries of this process, for any number of threads and event loops.
 
@@ -270,39 +284,47 @@ class MemoryBackend(Backend):
         old = self._entries.get(entry.key)
         if old is not None and old.stamp > entry.stamp and old.stamp.epoch == entry.stamp.epoch and now < old.expires:
             return Written(False, miss=Miss(Cause.SUPERSEDED))
-        # Tags are often shared between entries; counted with each, the estimate errs on the safe side.
-        size = entry.size + getsizeof(entry.key) + getsizeof(entry.tags) + sum(map(len, entry.tags)) + ENTRY_OVERHEAD
+        size = _size_of(entry)
         if size > self._max_bytes:
             return Written(False, miss=Miss(Cause.TOO_LARGE))
         end = self._end_of_lags(entry.tags)
-        node = _Node(
-            entry.key,
-            entry.body,
-            entry.thaw,
-            entry.codec,
-            size,
-            entry.tags,
-            entry.stamp,
-            min(entry.renew_from, end),
-            min(entry.fresh_until, end),
-            min(entry.stale_until, end),
-            min(entry.expires, end),
-        )
+        node = _node_of(entry, size, end)
         node.checked = self._stamp if softener is None else None
-        self._first_end = min(self._first_end, node.expires)
         if old is None:
-            node.used = False
-            self._make_room(size, now)
-            self._append(node)
+            self._append(node, now)
         else:
             node.used = old.used
-            self._bytes -= old.size
+            self._bytes += size - old.size
+            self._first_end = min(self._first_end, node.expires)
             self._replace(old, node)
-        self._entries[node.key] = node
-        self._bytes += size
-        if old is not None and self._bytes > self._max_bytes:
-            self._make_room(0, now)
+            self._entries[node.key] = node
+            if self._bytes > self._max_bytes:
+                self._make_room(0, now)
         return Written(True, stale=softener is not None or now >= node.fresh_until)
+
+    def is_absent(self, key: str) -> bool:
+        return key not in self._entries
+
+    def add(self, entries: Sequence[Entry]) -> bool:
+        with self._lock:
+            if self._leases or self._lags:
+                return False
+            now, stamp = self.clock(), self._stamp
+            nodes: list[_Node] = []
+            for entry in entries:
+                if entry.key in self._entries or now >= entry.fresh_until:
+                    return False
+                # Nothing can have come since, if the journal has not moved.
+                if entry.stamp != stamp and (self._why_invalid(entry) is not None or self._is_softened(entry)):
+                    return False
+                size = _size_of(entry)
+                if size > self._max_bytes:
+                    return False
+                nodes.append(_node_of(entry, size))
+            for node in nodes:
+                node.checked = stamp
+                self._append(node, now)
+            return True
 
     async def invalidate(self, tags: Iterable[str], *, soft: bool = False) -> None:
         with self._lock:
@@ -487,7 +509,16 @@ class MemoryBackend(Backend):
         self._hand = node.newer
         return node
 
-    def _append(self, node: _Node) -> None:
+    def _append(self, node: _Node, now: float) -> None:
+        """Take a node in whose key is not there yet."""
+        size = node.size
+        if len(self._entries) >= self._max_entries or self._bytes + size > self._max_bytes:
+            self._make_room(size, now)
+        if node.expires < self._first_end:
+            self._first_end = node.expires
+        self._entries[node.key] = node
+        self._bytes += size
+        node.used = False
         node.newer, node.older = None, self._newest
         if self._newest is None:
             self._oldest = node

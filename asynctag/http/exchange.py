@@ -294,12 +294,7 @@ class Exchange:
         """A policy, and tags as they stand in the backend. The policy that is said last counts."""
         self._by_router = by_router
         self.scope.may_await = False
-        if policy.ttl is None:
-            policy = replace(policy, ttl=self.cache._default_ttl)
-        elif policy.ttl > self.cache.max_ttl:
-            raise ConfigurationError(
-                f"ttl={policy.ttl!r} is above the cache's max_ttl of {self.cache.max_ttl:.15g} seconds"
-            )
+        policy = policy.with_ttl(self.cache._default_ttl, self.cache.max_ttl)
         self.policy, self.public = policy, policy.public
         self.check_guards()
         if tags:
@@ -309,6 +304,12 @@ class Exchange:
             or self._unkeyed(policy)
             or self._name_owner(policy)
         )
+
+    def take_over(self, policy: Policy, flight: Flight | None, key: str) -> None:
+        """Go on from an endpoint that was reached, and that brings the response of `key`."""
+        self.declare(policy)
+        self._entered = True
+        self.lead(flight, key)
 
     def tag(self, tags: Iterable[str]) -> None:
         """Tags of the response, as they stand in the backend."""

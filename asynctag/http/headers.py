@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from hashlib import blake2b
 from math import floor
+from operator import itemgetter
 from typing import Literal, NamedTuple
 from urllib.parse import unquote_plus
 
@@ -27,6 +28,9 @@ _OWS = b" \t"
 _LIST_BREAK = re.compile(rb'[,"\\]')
 _DIGITS = re.compile(rb"[0-9]+")
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+#: Of a header its name: called in C.
+name_of = itemgetter(0)
+
 _ETAG = re.compile(rb'(W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _ETAG_MEMBER = re.compile(rb'[ \t,]*(W/)?("[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?:,|\Z)')
 _ASCTIME = re.compile(r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ 0-9][0-9] [0-9]{2}:[0-9]{2}:[0-9]{2} [0-9]{4}")

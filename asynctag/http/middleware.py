@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from math import floor
-from operator import itemgetter
 from typing import TypeAlias
 
 import anyio
@@ -30,8 +29,9 @@ from asynctag.http.exchange import (
     scope_of_response,
 )
 from asynctag.http.guards import Inputs, inputs_of, why_not_public
-from asynctag.http.headers import cache_status, is_field_name
+from asynctag.http.headers import cache_status, is_field_name, name_of
 from asynctag.http.policies import PathPolicies
+from asynctag.http.precedents import Precedents
 from asynctag.http.ranges import part_of
 from asynctag.http.request import SCOPE_KEY, RequestCache
 from asynctag.http.routes import policy_of, routes_of
@@ -61,9 +61,6 @@ MAX_EXPOSED = 4000
 #: What a client asks for itself, and the cache does not when it renews a response.
 _OF_ONE_CLIENT = frozenset({b"cache-control", b"if-modified-since", b"if-none-match", b"pragma"})
 
-
-#: Of a header its name: called in C.
-_name = itemgetter(0)
 
 #: The scheme, the host, the path as it was sent and as it is routed by, the root and the query.
 _Url: TypeAlias = tuple[str, bytes, bytes | None, str, str, bytes]
@@ -190,8 +187,10 @@ class CacheMiddleware:
         #: The cache as a request sees it whose response is out.
         self.afterwards = RequestCache(cache, None)
         self._nothing = Reading(OF_NO_EPOCH, None, miss=NOT_THERE)
+        self.precedents = Precedents()
         self._warned: set[str] = set()
         self._inputs: dict[int, tuple[object, Inputs]] = {}
+        self._plain: dict[tuple[int, int], tuple[object, Policy, Policy | None]] = {}
         self._public: dict[int, tuple[object, Policy]] = {}  # routes that were found to stand behind no guard
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
@@ -210,7 +209,7 @@ class CacheMiddleware:
                 if wanted is not None:
                     number = hash(scope["path"]) % SLOTS
                     # Nothing is stored, unless the request wants nothing but what is.
-                    if wanted[number] != WANTED and b"cache-control" not in map(_name, scope["headers"]):
+                    if wanted[number] != WANTED and b"cache-control" not in map(name_of, scope["headers"]):
                         reading = None if wanted[number] == SILENT else self._nothing_read(filler.backend)
                         # As `_pass_silently` does it, without a coroutine more.
                         scope[SCOPE_KEY] = silence = Silence(self, filler, scope, receive, send, reading)
@@ -653,6 +652,19 @@ class CacheMiddleware:
         if known is None or known[0] is not route:
             known = self._inputs[id(route)] = route, inputs_of(route)
         return known[1]
+
+    def as_plain(self, route: object | None, policy: Policy) -> Policy | None:
+        """The policy of `route`, with its lifetime, if nothing but the URL of a plain `GET` counts by it."""
+        known = self._plain.get((id(route), id(policy)))
+        if known is None or known[0] is not route or known[1] is not policy:
+            inputs = self.inputs_of(route)
+            plain: Policy | None = None
+            if policy.is_plain and not inputs.headers and inputs.headers is not None and inputs.cookies is not None:
+                plain = policy.with_ttl(self.cache._default_ttl, self.cache.max_ttl)
+            if policy.public:
+                self.check_public(route, policy)
+            known = self._plain[id(route), id(policy)] = route, policy, plain
+        return known[2]
 
     def check_public(self, route: object | None, policy: Policy) -> None:
         """Raise where hits before routing would pass by a guard of `route`."""

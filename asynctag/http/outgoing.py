@@ -4,7 +4,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from asynctag.backends.base import Cause
-from asynctag.http.asgi import Message, Send
+from asynctag.http.asgi import Fields, Message, Send
 from asynctag.http.headers import Forward, cache_status, make_etag
 from asynctag.http.rules import Storable, not_modified, not_modified_headers
 from asynctag.http.serving import for_nobody_else, segments_of
@@ -56,6 +56,20 @@ class Outgoing:
         self._send = send
         self._start: Message = {}
         self._held: list[bytes] = []  # chunks that wait for the end of the body
+
+    @property
+    def verdict(self) -> Storable | None:
+        """What was judged of a response that is being recorded."""
+        return self._recording.lifetime if self._recording is not None else None
+
+    @property
+    def added(self) -> Fields:
+        """The word to clients, where one is added."""
+        return (self._word_to_clients(),) if self._adds else ()
+
+    def _word_to_clients(self) -> tuple[bytes, bytes]:
+        keyed = self.exchange.policy is not None and self.exchange.policy.key is not None
+        return FOR_ITS_OWNER if keyed else FOR_CLIENTS
 
     @property
     def unconfirmed(self) -> bool:
@@ -127,8 +141,7 @@ class Outgoing:
         self._validated = self._confirmed is not None or not VALIDATORS.isdisjoint(said)
         if b"cache-control" not in said and b"expires" not in said:
             self._adds = True
-            keyed = exchange.policy is not None and exchange.policy.key is not None
-            headers.append(FOR_ITS_OWNER if keyed else FOR_CLIENTS)
+            headers.append(self._word_to_clients())
         self._start = {**self._start, "headers": varied(headers, exchange.policy)}
 
     def _verdict(self, status: int, headers: list[tuple[bytes, bytes]]) -> Storable | str:

@@ -16,7 +16,7 @@ from asynctag.functions import resolve_annotations
 from asynctag.http.asgi import Receive, Send
 from asynctag.http.exchange import Exchange
 from asynctag.http.rules import Policy
-from asynctag.http.silence import exchange_here
+from asynctag.http.silence import Silence, exchange_here, silence_here
 from asynctag.names import tag_name
 from asynctag.tags import compile_tags
 
@@ -149,16 +149,22 @@ def endpoint_with(endpoint: Callable[..., Any], policy: Policy, tags_of: TagsOf)
 
     @wraps(endpoint)
     async def cached_endpoint(*args: Any, **kwargs: Any) -> Any:
-        exchange = exchange_here()
-        if exchange is None:
-            raise ConfigurationError(
-                f"{endpoint!r} is cached by cache_response, and there is no CacheMiddleware around the application: "
-                f"app.add_middleware(CacheMiddleware, cache=cache)"
-            )
-        if exchange and exchange.is_for(cached_endpoint):  # not where another endpoint calls this one as a function
-            reply = await reply_from(exchange, policy, tags_of, _values(names, args, kwargs))
-            if reply is not None:
-                return reply
+        silence = silence_here()
+        if silence is not None and silence.lead(cached_endpoint, policy):
+            _tag(silence, tags_of, _values(names, args, kwargs))
+        else:
+            exchange = exchange_here()
+            if exchange is None:
+                raise ConfigurationError(
+                    f"{endpoint!r} is cached by cache_response, and there is no CacheMiddleware around the "
+                    f"application: app.add_middleware(CacheMiddleware, cache=cache)"
+                )
+            if exchange and exchange.is_for(cached_endpoint):  # not where another calls this one as a function
+                exchange.declare(policy)
+                reply = await stored_reply(exchange)
+                if reply is not None:
+                    return reply
+                _tag(exchange, tags_of, _values(names, args, kwargs))
         if not is_async:
             return await anyio.to_thread.run_sync(partial(endpoint, *args, **kwargs))
         result = endpoint(*args, **kwargs)
@@ -168,18 +174,15 @@ def endpoint_with(endpoint: Callable[..., Any], policy: Policy, tags_of: TagsOf)
     return cached_endpoint
 
 
-async def reply_from(
-    exchange: Exchange, policy: Policy, tags_of: TagsOf, values: Mapping[str, object]
-) -> "StoredReply | None":
-    """Declare the route's policy to the exchange, and its tags if no hit takes the endpoint's place."""
-    exchange.declare(policy)
-    reply = await stored_reply(exchange)
-    if reply is None:
-        try:
-            exchange.tag(tag_name(exchange.cache.namespace, one) for one in tags_of(values))
-        except InvalidTagError as error:  # it was made of what the client sent, which the endpoint is to judge
-            exchange.refuse("tag", error)
-    return reply
+def _tag(exchange: Exchange | Silence, tags_of: TagsOf, values: Mapping[str, object]) -> None:
+    """Tag the response with the tags of its route."""
+    try:
+        tags = tags_of(values)
+    except InvalidTagError as error:  # it was made of what the client sent, which the endpoint is to judge
+        exchange.refuse("tag", error)
+        return
+    if tags:
+        exchange.tag(tag_name(exchange.cache.namespace, one) for one in tags)
 
 
 async def stored_reply(exchange: Exchange) -> "StoredReply | None":

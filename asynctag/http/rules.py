@@ -4,7 +4,7 @@ Ages, lifetimes and times are seconds. A rule that refuses says why, in a word t
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any, Literal
 
@@ -251,6 +251,20 @@ class Policy:
         object.__setattr__(self, "query", query)
         object.__setattr__(self, "ignore_query", ignored)
         object.__setattr__(self, "statuses", frozenset(self.statuses))
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the URL, query and all, is the whole key."""
+        named = self.vary or self.cookies or self.ignore_query or self.key is not None
+        return not named and self.query is None
+
+    def with_ttl(self, default: float | None, most: float) -> "Policy":
+        """The policy as it counts in a cache. Raises `ConfigurationError` for a `ttl` above `most` seconds."""
+        if self.ttl is None:
+            return self if default is None else replace(self, ttl=default)
+        if self.ttl > most:
+            raise ConfigurationError(f"ttl={self.ttl!r} is above the cache's max_ttl of {most:.15g} seconds")
+        return self
 
     @property
     def held_fields(self) -> tuple[bytes, ...]:

@@ -1,22 +1,34 @@
 """What stands where an exchange would, for as long as nobody wants a request's response cached: mostly to its end."""
 
-from collections.abc import Awaitable
+import time
+from collections.abc import Awaitable, Generator, Iterable
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from asynctag.backends.base import Reading
+from asynctag.backends.base import Entry, Reading
 from asynctag.cache import Cache
-from asynctag.fill import Filler
+from asynctag.fill import Filler, in_order
+from asynctag.flight import Fate, Flight, Turn
 from asynctag.http.asgi import AsgiScope, Message, Receive, Send
 from asynctag.http.client import Client
 from asynctag.http.exchange import Address, Exchange, filler_in_use, scope_of_response
+from asynctag.http.guards import effective_route
+from asynctag.http.headers import make_etag, name_of
 from asynctag.http.outgoing import Outgoing
 from asynctag.http.request import SCOPE_KEY, RequestCache, ResponseExplanation
-from asynctag.http.rules import may_be_stored, read_request
+from asynctag.http.rules import DECISIVE, Policy, may_be_stored, read_request
 from asynctag.http.serving import Aside, Filling, Serving, current_exchange
+from asynctag.http.stored import RESPONSES, StoredResponse
+from asynctag.http.variants import DIMENSIONS, PLAIN
 
 if TYPE_CHECKING:
     from asynctag.http.middleware import CacheMiddleware
+
+
+def silence_here() -> "Silence | None":
+    """What stands where the exchange of the request that runs here would."""
+    found = current_exchange.get()
+    return found if isinstance(found, Silence) else None
 
 
 def exchange_here() -> "Exchange | Literal[False] | None":
@@ -32,14 +44,22 @@ class Silence(Client):
 
     Mostly nobody does, neither a route nor the response. `reading` is from before the application saw the request;
     without one, as for a URL that was asked for before in silence, only its next request can have an exchange.
+
+    Where all that an exchange would find out is known already, by a precedent, the response is stored without one.
     """
 
     __slots__ = (
         "_asgi",
+        "_filler",
         "_filling",
+        "_flight",
+        "_held",
+        "_key",
         "_middleware",
         "_origin",
         "_outgoing",
+        "_policy",
+        "_precedent",
         "_reading",
         "_request_cache",
         "_send",
@@ -62,13 +82,19 @@ class Silence(Client):
         self.context = copy_context()
         self.gone = self.has_body = False
         self._middleware = middleware
+        self._filler = filler
         self._asgi = asgi
         self._send = send
         self._reading = reading
         self._outgoing: Outgoing | None = None
         self._filling: Filling | None = None
         self._request_cache: RequestCache | None = None
+        #: The start of a response that has a precedent, until its body is there.
+        self._held: Message | None = None
         self._start: Message | None = None  # once it is out
+        #: What the endpoint has declared, and the flight of its response.
+        self._policy: Policy | None = None
+        self._flight: Flight | None = None
         #: Whether somebody wants the response cached.
         self.ended = False
         self.scope = scope_of_response(filler, middleware.cache, asgi)
@@ -115,25 +141,207 @@ class Silence(Client):
                 self.scope,
                 self._started,
             )
+            if self._policy is not None:
+                exchange.take_over(self._policy, self._flight, self._key)
+                self._flight = None
             self._outgoing = Outgoing(exchange, self._filling_now().send)
         return self._outgoing.exchange
+
+    # --- what a route says -----------------------------------------------------------------------------
+
+    def lead(self, endpoint: object, policy: Policy) -> bool:
+        """Declare the policy of `endpoint`, which was reached, where its response is for this request to bring.
+
+        False where that is not told at once: an exchange is to find out.
+        """
+        filler = self._filler
+        if self.ended or self.scope.closed or self._asgi.get("endpoint") is not endpoint or not self._is_plain(filler):
+            return False
+        assert filler is not None
+        plain = self._middleware.as_plain(effective_route(self._asgi), policy)
+        if plain is None:
+            return False
+        backend, flights = filler.backend, filler.flights
+        key = Address(self._origin, self.cache.namespace).response_key(PLAIN)
+        landings = flights.landings(key)  # from before it is looked up
+        if not backend.is_absent(key):
+            return False
+        turn, flight = flights.board(key, backend.clock(), landings)
+        if turn is not Turn.LEAD or flight is None:
+            return False
+        self.ended = True
+        self._policy, self._flight, self._key = plain, flight, key
+        flight.scope = self.scope
+        self.scope.flights = (flight,)
+        self.scope.may_await = False
+        return True
+
+    def _is_plain(self, filler: Filler | None) -> bool:
+        """Whether nothing but the URL and the response decides what is stored, and nothing around sees to it."""
+        origin = self._origin if self._reading is not None else None
+        return (
+            origin is not None
+            and filler is not None
+            and filler.can_add
+            and self.scope.parent is None
+            and filler is self._middleware.cache._filler
+            and not self._middleware.cache._disabled
+            and origin["method"] == "GET"
+            and DECISIVE.isdisjoint(map(name_of, origin["headers"]))
+        )
+
+    def tag(self, tags: Iterable[str]) -> None:
+        """Tags of the response, as they stand in the backend."""
+        self.scope.gather(set(tags), self.scope.backend)
+
+    def refuse(self, why: str, error: Exception) -> None:
+        """As an exchange does."""
+        if exchange := self.end():
+            exchange.refuse(why, error)
+
+    # --- the response ----------------------------------------------------------------------------------
 
     def send(self, message: Message) -> Awaitable[None]:
         # Not a coroutine of its own, since that would cost as much as all else here.
         if self._outgoing is not None:
-            return self._outgoing.send(message)
+            return self._outgoing.send(message) if self._held is None else self._go_on(message)
         if message["type"] == "http.response.start":
+            if self._flight is not None:
+                return self._judge(message)
             telling = self._middleware.telling
             for name, _ in message.get("headers") or ():
                 if name in telling or name.lower() in telling:
-                    if may_be_stored(message["headers"], self._middleware.targets) and self.end():
-                        return self.send(message)
+                    if may_be_stored(message["headers"], self._middleware.targets):
+                        return self._judge(message)
                     break
             if self.scope.places is None:
                 self._start = message
+        elif self._held is not None:
+            return self._conclude(message)
         if self._filling is None and self.scope.places is None:
             return self._send(message)
         return self._filling_now().send(message)
+
+    def _judge(self, start: Message) -> Awaitable[None]:
+        """Hold the start of a response that is to be stored, where it has a precedent; else leave it to an exchange."""
+        if self._start is not None:  # a response is out: for the server to refuse
+            return self._send(start)
+        if self._flight is not None or self._is_plain(self._filler):
+            precedent = self._middleware.precedents.find(self._policy, start)
+            if precedent is not None:
+                self.ended = True
+                self._held, self._precedent = start, precedent
+                return DONE
+            if self.end():
+                return self._set_precedent(start)
+        if self.end():
+            return self.send(start)
+        if self.scope.places is None:
+            self._start = start
+            return self._send(start)
+        return self._filling_now().send(start)
+
+    async def _set_precedent(self, start: Message) -> None:
+        outgoing = self._outgoing
+        assert outgoing is not None
+        await outgoing.send(start)
+        self._middleware.precedents.note(outgoing, start)
+
+    def _conclude(self, message: Message) -> Awaitable[None]:
+        """Store what is held with its body, if that is all of it; else leave it to an exchange."""
+        start = self._held
+        assert start is not None
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            headers = self._store(start, message.get("body", b""))
+            if headers is not None:
+                self._start, self._held = start, None
+                return self._send_both({**start, "headers": headers}, message)
+        self.end()
+        return self._go_on(message)
+
+    async def _send_both(self, start: Message, body: Message) -> None:
+        await self._send(start)
+        await self._send(body)
+
+    async def _go_on(self, message: Message) -> None:
+        """Give what was held to the exchange, and what follows it."""
+        start, self._held = self._held, None
+        assert self._outgoing is not None
+        assert start is not None
+        await self._outgoing.send(start)
+        await self._outgoing.send(message)
+
+    def _store(self, start: Message, body: bytes) -> list[tuple[bytes, bytes]] | None:
+        """Store the response by its precedent, as `Exchange.store` does: gives the headers that go out.
+
+        None, and nothing is stored, where there is something that the precedent does not tell.
+        """
+        scope, filler, middleware, reading = self.scope, self._filler, self._middleware, self._reading
+        assert filler is not None
+        assert reading is not None
+        cache, backend, precedent = middleware.cache, filler.backend, self._precedent
+        length = b"%d" % len(body)
+        headers: list[tuple[bytes, bytes]] = list(start.get("headers") or ())
+        if (
+            type(body) is not bytes
+            or len(body) > middleware.max_body
+            or any(name == b"content-length" and value != length for name, value in headers)
+            or scope.places is not None
+            or scope.no_store
+            or scope.stale_stamp is not None
+            or self.gone
+            or self.has_body
+            or filler is not cache._filler
+            or cache._disabled
+            or not filler._agreed
+            or filler.pending.names
+        ):
+            return None
+        now, delay = backend.clock(), 0.0
+        if precedent.ages_from_request:
+            delay = now - self._started
+        times = precedent.expiry.times(now - delay, 0.0, scope.fresh_until, scope.expires)
+        etag = (b"etag", make_etag(body))
+        response = StoredResponse(
+            200,
+            (*precedent.kept, etag, (b"content-length", length)),
+            body,
+            time.time() - precedent.age - delay,
+            precedent.public,
+            precedent.with_cookies,
+            etag[1],
+            None,
+            precedent.stale_if_error,
+            precedent.must_revalidate,
+            precedent.adds_cache_control,
+        )
+        address = Address(self._origin, cache.namespace)
+        record_key, key = address.record_key(), address.response_key(PLAIN)
+        implicit, end, stamp = cache._implicit, now + filler.max_ttl, reading.stamp
+        lasting = (stamp, end, end, end, end)
+        record = Entry(
+            record_key,
+            precedent.dims,
+            None,
+            DIMENSIONS,
+            precedent.dims_size,
+            in_order((record_key, *implicit)),
+            *lasting,
+        )
+        tags = in_order({key, record_key, *implicit, *scope.tags})
+        size = precedent.size + len(body)
+        entry = Entry(key, response, None, RESPONSES, size, tags, stamp, *times)
+        scope.closed = True  # what is cached or tagged from here on is not part of the response
+        middleware.note_wanted(self._origin["path"])
+        flight = self._flight
+        if flight is not None:
+            filler.flights.close(flight)
+        if not backend.add((record, entry)):
+            return None
+        if flight is not None:
+            filler.flights.land(flight, Fate.ACCEPTED, entry=entry)
+            self._flight, scope.flights = None, ()
+        return [*headers, *precedent.added, etag, precedent.cache_status]
 
     def _filling_now(self) -> Filling:
         if self._filling is None:
@@ -147,7 +355,10 @@ class Silence(Client):
 
     async def answer_stale(self, error: Exception) -> bool:
         """As an exchange does, where one has taken its place."""
-        return self._outgoing is not None and await self._outgoing.exchange.failed(self._outgoing, error)
+        if self._outgoing is not None:
+            return await self._outgoing.exchange.failed(self._outgoing, error)
+        self._land(Fate.UNSHARED)
+        return False
 
     def over(self) -> None:
         """Nothing more comes of this request."""
@@ -156,11 +367,30 @@ class Silence(Client):
             self._request_cache._over()
         if self._outgoing is not None:
             self._outgoing.exchange.over()
-        elif self.scope.parent is None:
+            return
+        if self._flight is not None:
+            self._land(Fate.CANCELLED)
+        if self.scope.parent is None:
             self.scope.closed = True
         else:
             self.scope.hand_up()
 
+    def _land(self, fate: Fate) -> None:
+        """Let those who wait go on, without this response."""
+        if self._flight is not None and self._filler is not None:
+            self._filler.flights.land(self._flight, fate, now=self._filler.backend.clock())
+            self._flight, self.scope.flights = None, ()
+
     async def explain(self) -> ResponseExplanation:
         exchange = self.end()
         return await exchange.explain() if exchange else ResponseExplanation(None)
+
+
+class _Done:
+    """Awaited, it is done."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return cast("Generator[Any, Any, None]", iter(()))
+
+
+DONE = _Done()

@@ -1,0 +1,138 @@
+"""Starts of responses that were judged before: one that begins as another did is stored in the same way, and the rules
+are not gone over again."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+from asynctag.expiry import Expiry
+from asynctag.http.asgi import Fields, Message
+from asynctag.http.headers import cache_status, parse_age
+from asynctag.http.rules import PLAIN_GET, Policy, Storable, stored_headers
+from asynctag.http.stored import RESPONSES, make_stored
+from asynctag.http.variants import DIMENSIONS, Dimensions, dimensions
+
+if TYPE_CHECKING:
+    from asynctag.http.outgoing import Outgoing
+
+#: How many starts are remembered, and how long their headers may be, in bytes.
+MAX_PRECEDENTS, MAX_LENGTH = 256, 4096
+
+#: What tells starts apart: the policy that counts, the status, the headers without the length of the body.
+Beginning: TypeAlias = tuple[object, ...]
+
+#: Headers with which a response is judged by the time as well, or by what it is a response to.
+_OF_ITS_OWN = frozenset({b"cache-groups", b"content-length", b"etag", b"expires", b"last-modified"})
+
+
+class Precedent:
+    """How a 200 to a plain `GET` is stored, and how it goes out: what of it follows from its status and headers alone.
+
+    Its URL is the whole key, and it has no validator of its own.
+    """
+
+    __slots__ = (
+        "added",
+        "adds_cache_control",
+        "age",
+        "cache_status",
+        "dims",
+        "dims_size",
+        "expiry",
+        "kept",
+        "must_revalidate",
+        "policy",
+        "public",
+        "size",
+        "stale_if_error",
+        "with_cookies",
+    )
+
+    def __init__(
+        self,
+        policy: Policy | None,
+        verdict: Storable,
+        dims: Dimensions,
+        headers: Fields,
+        added: Fields,
+        expiry: Expiry,
+        name: str,
+    ) -> None:
+        self.policy = policy
+        self.dims = dims
+        self.dims_size = DIMENSIONS.keep(dims).size
+        #: What goes out after the application's headers, before the validator.
+        self.added = added
+        self.adds_cache_control = bool(added)
+        self.kept = stored_headers((*headers, *added))
+        #: That of the response without its body.
+        self.size = RESPONSES.keep(
+            make_stored(200, (*headers, *added, (b"etag", bytes(34))), b"", now=0.0, age=0.0)
+        ).size + len("1000000")
+        self.age = parse_age([value for field, value in headers if field == b"age"]) or 0
+        self.expiry = expiry
+        self.public = verdict.public
+        self.with_cookies = dims.cookies is not None
+        self.stale_if_error = verdict.stale_if_error
+        self.must_revalidate = verdict.must_revalidate
+        self.cache_status = (b"cache-status", cache_status(fwd="uri-miss", stored=True, name=name))
+
+    @property
+    def ages_from_request(self) -> bool:
+        """Whether it is as old as the request for it (RFC 9111 §4.2.3), as by its own word, and not as its entry."""
+        return self.policy is None or self.policy.ttl is None
+
+
+class Precedents:
+    """Those of one middleware."""
+
+    def __init__(self) -> None:
+        self._known: dict[Beginning, Precedent] = {}
+
+    def find(self, policy: Policy | None, start: Message) -> Precedent | None:
+        try:
+            found = self._known.get(_beginning(policy, start))
+        except TypeError:  # a server would take other types than bytes too
+            return None
+        return found if found is not None and found.policy is policy else None
+
+    def note(self, outgoing: "Outgoing", start: Message) -> None:
+        """Remember what was judged of `start`, if it follows from it alone."""
+        exchange, verdict = outgoing.exchange, outgoing.verdict
+        policy, middleware, headers = exchange.policy, exchange.middleware, tuple(start.get("headers") or ())
+        if verdict is None or start["status"] != 200 or exchange.facts is not PLAIN_GET or exchange.validating:
+            return
+        if policy is not None and (policy.heuristic or policy.key is not None):
+            return
+        headers = tuple((name, value) for name, value in headers if name != b"content-length")
+        if any(
+            type(name) is not bytes
+            or type(value) is not bytes
+            or name != name.lower()
+            or name in _OF_ITS_OWN
+            or name == middleware.own_target
+            for name, value in headers
+        ):
+            return
+        dims = dimensions(policy, headers, public=verdict.public)
+        by_its_own_word = policy is None or policy.ttl is None
+        lifetime = min(verdict.lifetime, exchange.cache.max_ttl)
+        if dims is None or not dims.plain or (by_its_own_word and lifetime < verdict.lifetime):
+            return
+        if sum(len(name) + len(value) for name, value in headers) > MAX_LENGTH:
+            return
+        expiry = Expiry(
+            ttl=lifetime,
+            stale_while_revalidate=verdict.stale_while_revalidate,
+            stale_if_error=verdict.stale_if_error,
+            jitter=policy.jitter if policy is not None else 0.0,
+        )
+        if len(self._known) >= MAX_PRECEDENTS:
+            self._known.clear()
+        self._known[_beginning(policy, start)] = Precedent(
+            policy, verdict, dims, headers, outgoing.added, expiry, middleware.name
+        )
+
+
+def _beginning(policy: Policy | None, start: Message) -> Beginning:
+    headers: Sequence[tuple[bytes, bytes]] = start.get("headers") or ()
+    return (id(policy), start["status"], *[(name, value) for name, value in headers if name != b"content-length"])

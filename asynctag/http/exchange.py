@@ -90,7 +90,8 @@ class Address:
     @property
     def host(self) -> bytes:
         """All that were sent: of several, another server or the application may take another."""
-        return b"\n".join([value for name, value in self.headers if name == b"host"])
+        hosts = [value for name, value in self.headers if name == b"host"]
+        return hosts[0] if len(hosts) == 1 else b"\n".join(hosts)
 
     def record_key(self) -> str:
         """Under which the URL's first record is kept: what tells its responses apart. They carry it as a tag."""
@@ -305,11 +306,11 @@ class Exchange:
             or self._name_owner(policy)
         )
 
-    def take_over(self, policy: Policy, flight: Flight | None, key: str) -> None:
-        """Go on from an endpoint that was reached, and that brings the response of `key`."""
+    def take_over(self, policy: Policy, flight: Flight | None) -> None:
+        """Go on from an endpoint that was reached, and brings the response of its URL. `flight`: in case it is open."""
         self.declare(policy)
         self._entered = True
-        self.lead(flight, key)
+        self.lead(flight, self.address.response_key(PLAIN))
 
     def tag(self, tags: Iterable[str]) -> None:
         """Tags of the response, as they stand in the backend."""
@@ -519,7 +520,7 @@ class Exchange:
         assert self.filler is not None
         headers = start.get("headers") or ()
         length = field(headers, b"content-length")
-        self.middleware.note_wanted(self._origin["path"])
+        self.middleware.note_wanted(self._origin["path"], self.filler)
         dims = dimensions(self.policy, headers, public=lifetime.public)
         if self.client.gone:
             self.land(Fate.CANCELLED)

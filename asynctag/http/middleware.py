@@ -261,8 +261,9 @@ class CacheMiddleware:
 
     def _notice_backend(self) -> Filler:
         """Look what is known of paths, for the backend that counts now."""
-        filler = self._wanted_on = self.cache._filling()
+        filler = self.cache._filling()
         self._wanted = wanted_on(filler.backend)
+        self._wanted_on = filler
         return filler
 
     def _nothing_read(self, backend: Backend) -> Reading:
@@ -275,9 +276,9 @@ class CacheMiddleware:
             self._nothing = Reading(stamp, None, miss=NOT_THERE)
         return self._nothing
 
-    def note_wanted(self, path: str) -> None:
+    def note_wanted(self, path: str, filler: Filler) -> None:
         """A response is stored at `path` now."""
-        wanted = wanted_on(self.cache._filling().backend)
+        wanted = self._wanted if filler is self._wanted_on else wanted_on(filler.backend)
         if wanted is not None:
             wanted[hash(path) % SLOTS] = WANTED
 

@@ -1,8 +1,7 @@
 """Starts of responses that were judged before: one that begins as another did is stored in the same way, and the rules
 are not gone over again."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asynctag.expiry import Expiry
 from asynctag.http.asgi import Fields, Message
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 MAX_PRECEDENTS, MAX_LENGTH = 256, 4096
 
 #: What tells starts apart: the policy that counts, the status, the headers without the length of the body.
-Beginning: TypeAlias = tuple[object, ...]
+Beginning: TypeAlias = tuple[Any, ...]
 
 #: Headers with which a response is judged by the time as well, or by what it is a response to.
 _OF_ITS_OWN = frozenset({b"cache-groups", b"content-length", b"etag", b"expires", b"last-modified"})
@@ -83,42 +82,43 @@ class Precedent:
 
 
 class Precedents:
-    """Those of one middleware."""
+    """Those of one middleware, and the starts that say that they are not to be stored."""
 
     def __init__(self) -> None:
         self._known: dict[Beginning, Precedent] = {}
+        self._refused: set[Beginning] = set()
 
-    def find(self, policy: Policy | None, start: Message) -> Precedent | None:
-        try:
-            found = self._known.get(_beginning(policy, start))
-        except TypeError:  # a server would take other types than bytes too
-            return None
+    def find(self, beginning: Beginning | None, policy: Policy | None) -> Precedent | None:
+        found = self._known.get(beginning) if beginning is not None else None
         return found if found is not None and found.policy is policy else None
 
-    def note(self, outgoing: "Outgoing", start: Message) -> None:
+    def is_refused(self, beginning: Beginning | None) -> bool:
+        """Whether a response that begins so is not to be stored by its own word."""
+        return beginning in self._refused
+
+    def refuse(self, beginning: Beginning | None) -> None:
+        if beginning is not None and _length_of(beginning) <= MAX_LENGTH:
+            if len(self._refused) >= MAX_PRECEDENTS:
+                self._refused.clear()
+            self._refused.add(beginning)
+
+    def note(self, beginning: Beginning, outgoing: "Outgoing", start: Message) -> None:
         """Remember what was judged of `start`, if it follows from it alone."""
         exchange, verdict = outgoing.exchange, outgoing.verdict
-        policy, middleware, headers = exchange.policy, exchange.middleware, tuple(start.get("headers") or ())
+        policy, middleware = exchange.policy, exchange.middleware
         if verdict is None or start["status"] != 200 or exchange.facts is not PLAIN_GET or exchange.validating:
             return
         if policy is not None and (policy.heuristic or policy.key is not None):
             return
-        headers = tuple((name, value) for name, value in headers if name != b"content-length")
-        if any(
-            type(name) is not bytes
-            or type(value) is not bytes
-            or name != name.lower()
-            or name in _OF_ITS_OWN
-            or name == middleware.own_target
-            for name, value in headers
-        ):
+        headers = tuple((name, value) for name, value in start.get("headers") or () if name != b"content-length")
+        if any(name != name.lower() or name in _OF_ITS_OWN or name == middleware.own_target for name, value in headers):
             return
         dims = dimensions(policy, headers, public=verdict.public)
         by_its_own_word = policy is None or policy.ttl is None
         lifetime = min(verdict.lifetime, exchange.cache.max_ttl)
         if dims is None or not dims.plain or (by_its_own_word and lifetime < verdict.lifetime):
             return
-        if sum(len(name) + len(value) for name, value in headers) > MAX_LENGTH:
+        if _length_of(beginning) > MAX_LENGTH:
             return
         expiry = Expiry(
             ttl=lifetime,
@@ -128,11 +128,30 @@ class Precedents:
         )
         if len(self._known) >= MAX_PRECEDENTS:
             self._known.clear()
-        self._known[_beginning(policy, start)] = Precedent(
-            policy, verdict, dims, headers, outgoing.added, expiry, middleware.name
-        )
+        self._known[beginning] = Precedent(policy, verdict, dims, headers, outgoing.added, expiry, middleware.name)
 
 
-def _beginning(policy: Policy | None, start: Message) -> Beginning:
-    headers: Sequence[tuple[bytes, bytes]] = start.get("headers") or ()
-    return (id(policy), start["status"], *[(name, value) for name, value in headers if name != b"content-length"])
+def beginning_of(policy: Policy | None, start: Message) -> tuple[Beginning | None, bytes | None]:
+    """What tells the start of a response from others, and the length that it says its body has.
+
+    None for one with several lengths, and for headers of other types than those of most.
+    """
+    said: list[object] = [id(policy), start["status"]]
+    length: bytes | None = None
+    for pair in start.get("headers") or ():
+        if pair[0] != b"content-length":
+            said.append(pair)
+        elif length is None:
+            length = pair[1]
+        else:
+            return None, None
+    beginning = tuple(said)
+    try:
+        hash(beginning)
+    except TypeError:  # lists for pairs
+        return None, None
+    return beginning, length
+
+
+def _length_of(beginning: Beginning) -> int:
+    return sum(len(name) + len(value) for name, value in beginning[2:])

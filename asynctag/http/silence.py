@@ -15,6 +15,7 @@ from asynctag.http.exchange import Address, Exchange, filler_in_use, scope_of_re
 from asynctag.http.guards import effective_route
 from asynctag.http.headers import make_etag, name_of
 from asynctag.http.outgoing import Outgoing
+from asynctag.http.precedents import Beginning, beginning_of
 from asynctag.http.request import SCOPE_KEY, RequestCache, ResponseExplanation
 from asynctag.http.rules import DECISIVE, Policy, may_be_stored, read_request
 from asynctag.http.serving import Aside, Filling, Serving, current_exchange
@@ -49,12 +50,13 @@ class Silence(Client):
     """
 
     __slots__ = (
+        "_address",
         "_asgi",
         "_filler",
         "_filling",
         "_flight",
         "_held",
-        "_key",
+        "_length",
         "_middleware",
         "_origin",
         "_outgoing",
@@ -92,7 +94,8 @@ class Silence(Client):
         #: The start of a response that has a precedent, until its body is there.
         self._held: Message | None = None
         self._start: Message | None = None  # once it is out
-        #: What the endpoint has declared, and the flight of its response.
+        #: What the endpoint has declared, where its response stands, and the flight that brings it.
+        self._address: Address | None = None
         self._policy: Policy | None = None
         self._flight: Flight | None = None
         #: Whether somebody wants the response cached.
@@ -128,7 +131,7 @@ class Silence(Client):
             middleware, origin = self._middleware, self._origin
             cache = middleware.cache
             facts = read_request(origin["method"], origin["headers"])
-            address = Address(origin, cache.namespace)
+            address = self._address or Address(origin, cache.namespace)
             exchange = Exchange(
                 middleware,
                 filler_in_use(cache),
@@ -142,7 +145,7 @@ class Silence(Client):
                 self._started,
             )
             if self._policy is not None:
-                exchange.take_over(self._policy, self._flight, self._key)
+                exchange.take_over(self._policy, self._flight)
                 self._flight = None
             self._outgoing = Outgoing(exchange, self._filling_now().send)
         return self._outgoing.exchange
@@ -162,7 +165,8 @@ class Silence(Client):
         if plain is None:
             return False
         backend, flights = filler.backend, filler.flights
-        key = Address(self._origin, self.cache.namespace).response_key(PLAIN)
+        address = Address(self._origin, self.cache.namespace)
+        key = address.response_key(PLAIN)
         landings = flights.landings(key)  # from before it is looked up
         if not backend.is_absent(key):
             return False
@@ -170,7 +174,7 @@ class Silence(Client):
         if turn is not Turn.LEAD or flight is None:
             return False
         self.ended = True
-        self._policy, self._flight, self._key = plain, flight, key
+        self._policy, self._flight, self._address = plain, flight, address
         flight.scope = self.scope
         self.scope.flights = (flight,)
         self.scope.may_await = False
@@ -206,14 +210,8 @@ class Silence(Client):
         if self._outgoing is not None:
             return self._outgoing.send(message) if self._held is None else self._go_on(message)
         if message["type"] == "http.response.start":
-            if self._flight is not None:
-                return self._judge(message)
-            telling = self._middleware.telling
-            for name, _ in message.get("headers") or ():
-                if name in telling or name.lower() in telling:
-                    if may_be_stored(message["headers"], self._middleware.targets):
-                        return self._judge(message)
-                    break
+            if self._tells(message) and (judged := self._judge(message)) is not None:
+                return judged
             if self.scope.places is None:
                 self._start = message
         elif self._held is not None:
@@ -222,40 +220,51 @@ class Silence(Client):
             return self._send(message)
         return self._filling_now().send(message)
 
-    def _judge(self, start: Message) -> Awaitable[None]:
-        """Hold the start of a response that is to be stored, where it has a precedent; else leave it to an exchange."""
-        if self._start is not None:  # a response is out: for the server to refuse
-            return self._send(start)
-        if self._flight is not None or self._is_plain(self._filler):
-            precedent = self._middleware.precedents.find(self._policy, start)
-            if precedent is not None:
-                self.ended = True
-                self._held, self._precedent = start, precedent
-                return DONE
-            if self.end():
-                return self._set_precedent(start)
-        if self.end():
-            return self.send(start)
-        if self.scope.places is None:
-            self._start = start
-            return self._send(start)
-        return self._filling_now().send(start)
+    def _tells(self, start: Message) -> bool:
+        """Whether there is anything by which the response may be stored: a policy, or a header."""
+        if self._flight is not None:
+            return True
+        telling = self._middleware.telling
+        for name, _ in start.get("headers") or ():  # noqa: SIM110 - a generator would take as long again
+            if name in telling or name.lower() in telling:
+                return True
+        return False
 
-    async def _set_precedent(self, start: Message) -> None:
+    def _judge(self, start: Message) -> Awaitable[None] | None:
+        """Hold the start of a response that has a precedent, or leave it to an exchange if it may be stored."""
+        if self._start is not None:  # a response is out: for the server to refuse
+            return None
+        precedents = self._middleware.precedents
+        beginning, length = beginning_of(self._policy, start)
+        precedent = precedents.find(beginning, self._policy)
+        if precedent is not None and (self._flight is not None or self._is_plain(self._filler)):
+            self.ended = True
+            self._precedent, self._length = precedent, length
+            self._held = {**start, "headers": [*start["headers"]]}
+            return DONE
+        if self._flight is None:
+            if precedents.is_refused(beginning):
+                return None
+            if not may_be_stored(start.get("headers") or (), self._middleware.targets):
+                precedents.refuse(beginning)
+                return None
+        return self._set_precedent(start, beginning) if self.end() else None
+
+    async def _set_precedent(self, start: Message, beginning: Beginning | None) -> None:
+        """Have the exchange judge the start of the response, for those that begin so too."""
         outgoing = self._outgoing
         assert outgoing is not None
         await outgoing.send(start)
-        self._middleware.precedents.note(outgoing, start)
+        if beginning is not None:
+            self._middleware.precedents.note(beginning, outgoing, start)
 
     def _conclude(self, message: Message) -> Awaitable[None]:
         """Store what is held with its body, if that is all of it; else leave it to an exchange."""
-        start = self._held
-        assert start is not None
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            headers = self._store(start, message.get("body", b""))
-            if headers is not None:
+            start = self._store(message.get("body", b""))
+            if start is not None:
                 self._start, self._held = start, None
-                return self._send_both({**start, "headers": headers}, message)
+                return self._send_both(start, message)
         self.end()
         return self._go_on(message)
 
@@ -271,21 +280,23 @@ class Silence(Client):
         await self._outgoing.send(start)
         await self._outgoing.send(message)
 
-    def _store(self, start: Message, body: bytes) -> list[tuple[bytes, bytes]] | None:
-        """Store the response by its precedent, as `Exchange.store` does: gives the headers that go out.
+    def _store(self, body: bytes) -> Message | None:
+        """Store the response by its precedent, as `Exchange.store` does: gives its start, as it goes out.
 
         None, and nothing is stored, where there is something that the precedent does not tell.
         """
-        scope, filler, middleware, reading = self.scope, self._filler, self._middleware, self._reading
+        scope, filler, middleware = self.scope, self._filler, self._middleware
+        start, reading = self._held, self._reading
         assert filler is not None
         assert reading is not None
+        assert start is not None
         cache, backend, precedent = middleware.cache, filler.backend, self._precedent
-        length = b"%d" % len(body)
-        headers: list[tuple[bytes, bytes]] = list(start.get("headers") or ())
+        size = len(body)
+        length = b"%d" % size
         if (
             type(body) is not bytes
-            or len(body) > middleware.max_body
-            or any(name == b"content-length" and value != length for name, value in headers)
+            or size > middleware.max_body
+            or (self._length is not None and self._length != length)
             or scope.places is not None
             or scope.no_store
             or scope.stale_stamp is not None
@@ -297,11 +308,12 @@ class Silence(Client):
             or filler.pending.names
         ):
             return None
-        now, delay = backend.clock(), 0.0
-        if precedent.ages_from_request:
-            delay = now - self._started
+        origin = self._origin
+        now, stamp, implicit = backend.clock(), reading.stamp, cache._implicit
+        delay = now - self._started if precedent.ages_from_request else 0.0
         times = precedent.expiry.times(now - delay, 0.0, scope.fresh_until, scope.expires)
-        etag = (b"etag", make_etag(body))
+        validator = make_etag(body)
+        etag = b"etag", validator
         response = StoredResponse(
             200,
             (*precedent.kept, etag, (b"content-length", length)),
@@ -309,30 +321,23 @@ class Silence(Client):
             time.time() - precedent.age - delay,
             precedent.public,
             precedent.with_cookies,
-            etag[1],
+            validator,
             None,
             precedent.stale_if_error,
             precedent.must_revalidate,
             precedent.adds_cache_control,
         )
-        address = Address(self._origin, cache.namespace)
+        address = self._address or Address(origin, cache.namespace)
         record_key, key = address.record_key(), address.response_key(PLAIN)
-        implicit, end, stamp = cache._implicit, now + filler.max_ttl, reading.stamp
-        lasting = (stamp, end, end, end, end)
+        # The URL's record first, as ever: it is what tells other requests of the response.
+        tags, end = in_order((record_key, *implicit)), now + filler.max_ttl
         record = Entry(
-            record_key,
-            precedent.dims,
-            None,
-            DIMENSIONS,
-            precedent.dims_size,
-            in_order((record_key, *implicit)),
-            *lasting,
+            record_key, precedent.dims, None, DIMENSIONS, precedent.dims_size, tags, stamp, end, end, end, end
         )
         tags = in_order({key, record_key, *implicit, *scope.tags})
-        size = precedent.size + len(body)
-        entry = Entry(key, response, None, RESPONSES, size, tags, stamp, *times)
+        entry = Entry(key, response, None, RESPONSES, precedent.size + size, tags, stamp, *times)
         scope.closed = True  # what is cached or tagged from here on is not part of the response
-        middleware.note_wanted(self._origin["path"])
+        middleware.note_wanted(origin["path"], filler)
         flight = self._flight
         if flight is not None:
             filler.flights.close(flight)
@@ -341,7 +346,8 @@ class Silence(Client):
         if flight is not None:
             filler.flights.land(flight, Fate.ACCEPTED, entry=entry)
             self._flight, scope.flights = None, ()
-        return [*headers, *precedent.added, etag, precedent.cache_status]
+        start["headers"] += (*precedent.added, etag, precedent.cache_status)
+        return start
 
     def _filling_now(self) -> Filling:
         if self._filling is None:
@@ -390,7 +396,8 @@ class _Done:
     """Awaited, it is done."""
 
     def __await__(self) -> Generator[Any, Any, None]:
-        return cast("Generator[Any, Any, None]", iter(()))
+        return _nothing
 
 
+_nothing = cast("Generator[Any, Any, None]", iter(()))
 DONE = _Done()

@@ -31,23 +31,33 @@ class Entry:
     bytes, of which the reader knows the type; `decoded` is a codec and the immutable value that it made
     of them, where one did. The times are on the backend's `clock`: fresh until `fresh_until`,
     served while it is renewed until `stale_until`, a fallback for errors until `expires`. From
-    `renew_from` on, a caller may be chosen to renew it early.
+    `renew_from` on, a caller may be chosen to renew it early. `checked`, `newer`, `older` and `used` are for a backend
+    that keeps the object itself.
     """
 
     __slots__ = (
         "body",
+        "checked",
         "codec",
         "decoded",
         "expires",
         "fresh_until",
         "key",
+        "newer",
+        "older",
         "renew_from",
         "size",
         "stale_until",
         "stamp",
         "tags",
         "thaw",
+        "used",
     )
+
+    checked: Stamp | None
+    newer: "Entry | None"
+    older: "Entry | None"
+    used: bool
 
     def __init__(
         self,
@@ -180,8 +190,9 @@ class Backend(ABC):
     def add(self, entries: Sequence[Entry]) -> bool:
         """Store all of `entries` at once, without waiting, where nothing stands under any of their keys.
 
-        False, and nothing is stored, where something does, where one of them would be refused or stored stale, where a
-        lease or a lag is held, and where a backend has to wait: `write_many` then finds out what comes of each.
+        Those that are stored are the backend's own from here on. False, and nothing is stored, where something does,
+        where one of them would be refused or stored stale, where a lease or a lag is held, and where a backend has to
+        wait: `write_many` then finds out what comes of each.
         """
         return False
 

@@ -53,29 +53,18 @@ if hasattr(os, "register_at_fork"):
 _Leases = dict[str, dict[str, float]]
 
 
-class _Node(Entry):
-    """An entry in its place in the queue. `checked` is the stamp of the journal that found it valid last."""
-
-    __slots__ = ("checked", "newer", "older", "used")
-
-    checked: Stamp | None
-    newer: "_Node | None"
-    older: "_Node | None"
-    used: bool
-
-
-def _node_of(entry: Entry, size: int, end: float = inf) -> _Node:
-    """A node for `entry`, which ends at `end` at the latest."""
+def _kept(entry: Entry, size: int, end: float) -> Entry:
+    """An entry of the backend's own, as `entry` is, which takes `size` bytes and ends at `end` at the latest."""
     times = entry.renew_from, entry.fresh_until, entry.stale_until, entry.expires
     if end < entry.expires:
         times = min(times[0], end), min(times[1], end), min(times[2], end), end
-    return _Node(entry.key, entry.body, entry.thaw, entry.codec, size, entry.tags, entry.stamp, *times)
+    return Entry(entry.key, entry.body, entry.thaw, entry.codec, size, entry.tags, entry.stamp, *times)
 
 
 def _size_of(entry: Entry) -> int:
     """About how many bytes it holds. Tags are often shared; counted with each, the estimate errs on the safe side."""
     tags = entry.tags
-    return entry.size + getsizeof(entry.key) + getsizeof(tags) + sum(map(len, tags)) + ENTRY_OVERHEAD
+    return entry.size + getsizeof(entry.key) + getsizeof(tags) + len("".join(tags)) + ENTRY_OVERHEAD
 
 
 class MemoryBackend(Backend):
@@ -109,7 +98,7 @@ class MemoryBackend(Backend):
         self._max_ttl: float | None = None
         self._lock = threading.Lock()
         _backends.add(self)
-        self._entries: dict[str, _Node] = {}
+        self._entries: dict[str, Entry] = {}
         self._bytes = 0
         self._stamp = Stamp(secrets.randbits(52), 0)
         self._floor = 0
@@ -117,10 +106,10 @@ class MemoryBackend(Backend):
         self._soft: OrderedDict[str, int] = OrderedDict()
         self._leases: _Leases = {}
         self._lags: _Leases = {}  # of tags that are served meanwhile
-        self._newest: _Node | None = None
-        self._oldest: _Node | None = None
-        self._hand: _Node | None = None
-        self._sweep_at: _Node | None = None
+        self._newest: Entry | None = None
+        self._oldest: Entry | None = None
+        self._hand: Entry | None = None
+        self._sweep_at: Entry | None = None
         self._swept: Stamp | None = None
         self._sweeping: Stamp | None = None
         self._first_end = inf  # no entry that was swept or stored since expires before this
@@ -151,7 +140,7 @@ class MemoryBackend(Backend):
         node.used = True
         return node
 
-    def _check(self, node: _Node) -> bool:
+    def _check(self, node: Entry) -> bool:
         with self._lock:
             if self._why_invalid(node) is not None or self._is_softened(node):
                 return False
@@ -288,7 +277,7 @@ class MemoryBackend(Backend):
         if size > self._max_bytes:
             return Written(False, miss=Miss(Cause.TOO_LARGE))
         end = self._end_of_lags(entry.tags)
-        node = _node_of(entry, size, end)
+        node = _kept(entry, size, end)
         node.checked = self._stamp if softener is None else None
         if old is None:
             self._append(node, now)
@@ -310,7 +299,7 @@ class MemoryBackend(Backend):
             if self._leases or self._lags:
                 return False
             now, stamp = self.clock(), self._stamp
-            nodes: list[_Node] = []
+            sizes: list[int] = []
             for entry in entries:
                 if entry.key in self._entries or now >= entry.fresh_until:
                     return False
@@ -320,10 +309,10 @@ class MemoryBackend(Backend):
                 size = _size_of(entry)
                 if size > self._max_bytes:
                     return False
-                nodes.append(_node_of(entry, size))
-            for node in nodes:
-                node.checked = stamp
-                self._append(node, now)
+                sizes.append(size)
+            for entry, size in zip(entries, sizes, strict=True):
+                entry.size, entry.checked = size, stamp
+                self._append(entry, now)
             return True
 
     async def invalidate(self, tags: Iterable[str], *, soft: bool = False) -> None:
@@ -467,7 +456,7 @@ class MemoryBackend(Backend):
             del self._entries[victim.key]
             self._unlink(victim)
 
-    def _find_dead(self, now: float) -> _Node | None:
+    def _find_dead(self, now: float) -> Entry | None:
         """An expired or invalid entry, if there can be one and it is found in the next few steps of the sweep."""
         if self._sweep_at is None:
             if self._swept is self._stamp and now < self._first_end:
@@ -487,7 +476,7 @@ class MemoryBackend(Backend):
             self._swept = self._sweeping
         return found
 
-    def _is_dead(self, node: _Node) -> bool:
+    def _is_dead(self, node: Entry) -> bool:
         if node.checked is self._stamp:
             return False
         if self._why_invalid(node) is not None:
@@ -497,7 +486,7 @@ class MemoryBackend(Backend):
         node.checked = self._stamp
         return False
 
-    def _sieve(self) -> _Node:
+    def _sieve(self) -> Entry:
         node = self._hand or self._oldest
         assert node is not None
         for _ in range(HAND):
@@ -509,7 +498,7 @@ class MemoryBackend(Backend):
         self._hand = node.newer
         return node
 
-    def _append(self, node: _Node, now: float) -> None:
+    def _append(self, node: Entry, now: float) -> None:
         """Take a node in whose key is not there yet."""
         size = node.size
         if len(self._entries) >= self._max_entries or self._bytes + size > self._max_bytes:
@@ -526,7 +515,7 @@ class MemoryBackend(Backend):
             self._newest.newer = node
         self._newest = node
 
-    def _replace(self, old: _Node, node: _Node) -> None:
+    def _replace(self, old: Entry, node: Entry) -> None:
         node.newer, node.older = old.newer, old.older
         if old.newer is None:
             self._newest = node
@@ -542,7 +531,7 @@ class MemoryBackend(Backend):
             self._sweep_at = node
         old.newer = old.older = None
 
-    def _unlink(self, node: _Node) -> None:
+    def _unlink(self, node: Entry) -> None:
         self._bytes -= node.size
         if self._hand is node:
             self._hand = node.newer

@@ -108,9 +108,9 @@ def url_path(raw: bytes | None, path: str, root: str) -> bytes:
     With the path that it is routed by, and the root that its links are made with, where something on
     the way has changed those: for a tenant, a language.
     """
+    if not root and path.isascii() and "%" not in path and "?" not in path and raw == path.encode():  # as most are
+        return raw
     decoded = path.encode("utf-8", "surrogatepass")
-    if raw == decoded and not root and b"%" not in decoded and b"?" not in decoded:  # as most are
-        return decoded
     sent = decoded if raw is None else raw.partition(b"?")[0]
     if root or unquote_to_bytes(sent) != decoded:
         return b"%d,%d:%b%b%b" % (len(sent), len(decoded), sent, decoded, root.encode("utf-8", "surrogatepass"))
@@ -131,7 +131,7 @@ def variant_key(base: str, query: bytes, headers: Headers, dims: Dimensions, own
     """
     sent = sort_query(query, dims.query, dims.ignored).decode("latin-1") if query else ""
     key = f"{len(sent)},{base}?{sent}"
-    return shortened(key if dims.plain else key + _variant(headers, dims, own_key))
+    return shortened(key if dims is PLAIN or dims.plain else key + _variant(headers, dims, own_key))
 
 
 def shortened(key: str) -> str:

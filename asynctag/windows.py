@@ -13,7 +13,7 @@ import typing
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeAlias, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -56,6 +56,9 @@ class Window(Generic[P, R]):
     put into text, or a value of a dict or list. Elsewhere it is awaited, as the function would be.
     """
 
+    #: Whether there is any window in this process: where there is none, nothing has to be ready to fill them.
+    any_defined: ClassVar[bool] = False
+
     def __init__(
         self,
         cache: "Cache",
@@ -66,6 +69,7 @@ class Window(Generic[P, R]):
         name: str | None,
     ) -> None:
         _check_function(function)
+        Window.any_defined = True
         update_wrapper(cast(Any, self), function)  # first: what it copies is the function's, and may have any name
         self.cache = cache
         self.function = function

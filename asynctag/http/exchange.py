@@ -63,7 +63,8 @@ def filler_in_use(cache: Cache) -> Filler | None:
 
 def scope_of_response(filler: Filler | None, cache: Cache, asgi: AsgiScope, *, renewing: bool = False) -> Scope:
     """The scope in which the response to a request gathers its tags. `filler`: the one that is in use."""
-    parent = live_scope()  # where a cached computation calls the application
+    # Where a cached computation calls the application, its own: mostly there is none.
+    parent = live_scope() if current_scope.get() is not None else None
     backend = filler.backend if filler is not None else None
     scope = Scope(f"the response to {asgi['method']} {asgi['path']}", backend, cache.namespace, parent, renewing)
     scope.is_response = scope.may_await = True

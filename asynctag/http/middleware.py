@@ -37,7 +37,7 @@ from asynctag.http.request import SCOPE_KEY, RequestCache
 from asynctag.http.routes import policy_of, routes_of
 from asynctag.http.rules import DECISIVE, PLAIN_GET, Policy, RequestFacts, Store, read_request, why_bypass
 from asynctag.http.serving import Aside, Filling, Serving, current_exchange
-from asynctag.http.silence import Silence
+from asynctag.http.silence import Passing, Silence
 from asynctag.http.stored import RESPONSES, StoredResponse
 from asynctag.http.surrogates import OVERFLOW, Surrogates, write_groups
 from asynctag.http.unsafe import is_safe
@@ -46,6 +46,7 @@ from asynctag.http.wanted import SILENT, SLOTS, WANTED, Wanted, wanted_on
 from asynctag.names import KEY, user_tags
 from asynctag.pending import as_written
 from asynctag.scope import current_scope
+from asynctag.windows import Window
 
 logger = logging.getLogger("asynctag")
 
@@ -210,7 +211,19 @@ class CacheMiddleware:
                     number = hash(scope["path"]) % SLOTS
                     # Nothing is stored, unless the request wants nothing but what is.
                     if wanted[number] != WANTED and b"cache-control" not in map(name_of, scope["headers"]):
-                        reading = None if wanted[number] == SILENT else self._nothing_read(filler.backend)
+                        silent = wanted[number] == SILENT
+                        if silent and not Window.any_defined and current_scope.get() is None:
+                            scope[SCOPE_KEY] = passing = Passing(self, scope, send)
+                            token = current_exchange.set(passing)
+                            try:
+                                await self.app(scope, receive, passing.send)
+                            finally:
+                                current_exchange.reset(token)
+                                passing.over()
+                            if passing.ended:
+                                wanted[number] = WANTED
+                            return
+                        reading = None if silent else self._nothing_read(filler.backend)
                         # As `_pass_silently` does it, without a coroutine more.
                         scope[SCOPE_KEY] = silence = Silence(self, filler, scope, receive, send, reading)
                         token = current_exchange.set(silence)

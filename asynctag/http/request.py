@@ -20,7 +20,7 @@ from asynctag.transaction import Isolation, Transaction
 
 if TYPE_CHECKING:
     from asynctag.http.exchange import Exchange
-    from asynctag.http.silence import Silence
+    from asynctag.http.silence import Passing, Silence
 
 T = TypeVar("T")
 
@@ -55,7 +55,9 @@ class RequestCache:
 
     __slots__ = ("_bypass", "_exchange", "_scope", "cache")
 
-    def __init__(self, cache: Cache, exchange: "Exchange | Silence | None", bypass: str | None = None) -> None:
+    def __init__(
+        self, cache: Cache, exchange: "Exchange | Silence | Passing | None", bypass: str | None = None
+    ) -> None:
         self.cache = cache
         self._bypass = bypass
         self._exchange = exchange

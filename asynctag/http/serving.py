@@ -21,7 +21,7 @@ from asynctag.skeleton import woven
 if TYPE_CHECKING:
     from asynctag.http.exchange import Exchange
     from asynctag.http.middleware import CacheMiddleware
-    from asynctag.http.silence import Silence
+    from asynctag.http.silence import Passing, Silence
 
 #: What goes out with a response that has windows: it is one user's, at one moment.
 FOR_NOBODY_ELSE = (b"cache-control", b"private, no-store")
@@ -67,7 +67,9 @@ class Aside:
 
 
 #: The exchange that runs here, or what stands where one would; None without the middleware.
-current_exchange: ContextVar["Exchange | Silence | Aside | None"] = ContextVar("asynctag_exchange", default=None)
+current_exchange: ContextVar["Exchange | Silence | Passing | Aside | None"] = ContextVar(
+    "asynctag_exchange", default=None
+)
 
 
 def current_request() -> Request:

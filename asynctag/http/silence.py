@@ -37,7 +37,71 @@ def exchange_here() -> "Exchange | Literal[False] | None":
     found = current_exchange.get()
     if isinstance(found, Aside):
         return False
-    return found.end() if isinstance(found, Silence) else found
+    return found.end() if isinstance(found, Silence | Passing) else found
+
+
+class Passing:
+    """Stands where an exchange would, for a path of which nobody wanted the response cached when it was asked for last.
+
+    Nothing is gathered of this response. If somebody does want it cached, the next one for the path can be.
+    """
+
+    __slots__ = ("_asgi", "_middleware", "_request_cache", "_send", "ended")
+
+    scope = None
+
+    def __init__(self, middleware: "CacheMiddleware", asgi: AsgiScope, send: Send) -> None:
+        self._middleware = middleware
+        self._asgi = asgi
+        self._send = send
+        self._request_cache: RequestCache | None = None
+        #: Whether somebody wants the response cached.
+        self.ended = False
+
+    @property
+    def cache(self) -> Cache:
+        return self._middleware.cache
+
+    @property
+    def request_cache(self) -> RequestCache:
+        """The cache as this request sees it."""
+        if self._request_cache is None:
+            self._request_cache = RequestCache(self.cache, self)
+        return self._request_cache
+
+    @property
+    def routed(self) -> AsgiScope:
+        return self._asgi
+
+    def end(self) -> Literal[False]:
+        """Somebody wants the response cached: not this one, but the next."""
+        self.ended = True
+        return False
+
+    def send(self, message: Message) -> Awaitable[None]:
+        middleware = self._middleware
+        if message["type"] == "http.response.start" and tells(message, middleware.telling):
+            if may_be_stored(message["headers"], middleware.targets):
+                self.ended = True
+        return self._send(message)
+
+    def over(self) -> None:
+        """Nothing more comes of this request."""
+        self._asgi[SCOPE_KEY] = self._middleware.afterwards  # itself would be a cycle
+        if self._request_cache is not None:
+            self._request_cache._over()
+
+    async def explain(self) -> ResponseExplanation:
+        self.ended = True
+        return ResponseExplanation(None)
+
+
+def tells(start: Message, telling: frozenset[bytes]) -> bool:
+    """Whether there is a header among those by which a response may be stored."""
+    for name, _ in start.get("headers") or ():  # noqa: SIM110 - a generator would take as long again
+        if name in telling or name.lower() in telling:
+            return True
+    return False
 
 
 class Silence(Client):
@@ -210,7 +274,9 @@ class Silence(Client):
         if self._outgoing is not None:
             return self._outgoing.send(message) if self._held is None else self._go_on(message)
         if message["type"] == "http.response.start":
-            if self._tells(message) and (judged := self._judge(message)) is not None:
+            if (self._flight is not None or tells(message, self._middleware.telling)) and (
+                judged := self._judge(message)
+            ) is not None:
                 return judged
             if self.scope.places is None:
                 self._start = message
@@ -219,16 +285,6 @@ class Silence(Client):
         if self._filling is None and self.scope.places is None:
             return self._send(message)
         return self._filling_now().send(message)
-
-    def _tells(self, start: Message) -> bool:
-        """Whether there is anything by which the response may be stored: a policy, or a header."""
-        if self._flight is not None:
-            return True
-        telling = self._middleware.telling
-        for name, _ in start.get("headers") or ():  # noqa: SIM110 - a generator would take as long again
-            if name in telling or name.lower() in telling:
-                return True
-        return False
 
     def _judge(self, start: Message) -> Awaitable[None] | None:
         """Hold the start of a response that has a precedent, or leave it to an exchange if it may be stored."""

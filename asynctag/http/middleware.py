@@ -35,7 +35,16 @@ from asynctag.http.precedents import Precedents
 from asynctag.http.ranges import part_of
 from asynctag.http.request import SCOPE_KEY, RequestCache
 from asynctag.http.routes import policy_of, routes_of
-from asynctag.http.rules import DECISIVE, PLAIN_GET, Policy, RequestFacts, Store, read_request, why_bypass
+from asynctag.http.rules import (
+    DECISIVE,
+    PLAIN_GET,
+    Policy,
+    RequestFacts,
+    Store,
+    read_request,
+    telling_fields,
+    why_bypass,
+)
 from asynctag.http.serving import Aside, Filling, Serving, current_exchange
 from asynctag.http.silence import Passing, Silence
 from asynctag.http.stored import RESPONSES, StoredResponse
@@ -169,7 +178,7 @@ class CacheMiddleware:
                 f"CacheMiddleware(surrogates_for={surrogates_for!r}): give a function of the request, with surrogates="
             )
         #: The headers without one of which no response is stored by its own word.
-        self.telling = frozenset((*self.targets, b"cache-control", b"expires"))
+        self.telling = telling_fields(self.targets)
         self.buffer_tags = buffer_tags
         self.groups = groups
         self._surrogates = surrogates

@@ -82,25 +82,14 @@ class Precedent:
 
 
 class Precedents:
-    """Those of one middleware, and the starts that say that they are not to be stored."""
+    """Those of one middleware."""
 
     def __init__(self) -> None:
         self._known: dict[Beginning, Precedent] = {}
-        self._refused: set[Beginning] = set()
 
     def find(self, beginning: Beginning | None, policy: Policy | None) -> Precedent | None:
         found = self._known.get(beginning) if beginning is not None else None
         return found if found is not None and found.policy is policy else None
-
-    def is_refused(self, beginning: Beginning | None) -> bool:
-        """Whether a response that begins so is not to be stored by its own word."""
-        return beginning in self._refused
-
-    def refuse(self, beginning: Beginning | None) -> None:
-        if beginning is not None and _length_of(beginning) <= MAX_LENGTH:
-            if len(self._refused) >= MAX_PRECEDENTS:
-                self._refused.clear()
-            self._refused.add(beginning)
 
     def note(self, beginning: Beginning, outgoing: "Outgoing", start: Message) -> None:
         """Remember what was judged of `start`, if it follows from it alone."""

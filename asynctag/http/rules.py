@@ -389,21 +389,28 @@ def _directives(fields: Mapping[bytes, list[bytes]], targets: Sequence[bytes]) -
     return parse_cache_control(fields.get(b"cache-control", ())), False
 
 
-def may_be_stored(headers: Headers, targets: Sequence[bytes]) -> bool:
+def telling_fields(targets: Collection[bytes]) -> frozenset[bytes]:
+    """The fields by which a response may have a lifetime by its own word: without one of them it has none."""
+    return frozenset((*targets, b"cache-control", b"expires"))
+
+
+def may_be_stored(headers: Headers, telling: frozenset[bytes]) -> bool:
     """Whether a response may have a lifetime by its own word, at a glance: where this is false, `storable` says no too,
-    and none of the targets is there."""
+    and none of the targets is there. `telling` is what `telling_fields` gives."""
     says = forbids = relents = targeted = False
     for sent, value in headers:
-        name = sent.lower()
+        name = sent if sent in telling else sent.lower()
+        if name not in telling:
+            continue
         if name == b"cache-control":
             said = value.lower()
             says = True
             forbids = forbids or b"no-store" in said or b"private" in said
             relents = relents or b"must-understand" in said
-        elif name in targets:
-            targeted = True
         elif name == b"expires":
             says = True
+        else:
+            targeted = True
     return targeted or (says and (relents or not forbids))
 
 

@@ -79,9 +79,8 @@ class Passing:
         return False
 
     def send(self, message: Message) -> Awaitable[None]:
-        middleware = self._middleware
-        if message["type"] == "http.response.start" and tells(message, middleware.telling):
-            if may_be_stored(message["headers"], middleware.targets):
+        if message["type"] == "http.response.start":
+            if may_be_stored(message.get("headers") or (), self._middleware.telling):
                 self.ended = True
         return self._send(message)
 
@@ -94,14 +93,6 @@ class Passing:
     async def explain(self) -> ResponseExplanation:
         self.ended = True
         return ResponseExplanation(None)
-
-
-def tells(start: Message, telling: frozenset[bytes]) -> bool:
-    """Whether there is a header among those by which a response may be stored."""
-    for name, _ in start.get("headers") or ():  # noqa: SIM110 - a generator would take as long again
-        if name in telling or name.lower() in telling:
-            return True
-    return False
 
 
 class Silence(Client):
@@ -274,10 +265,10 @@ class Silence(Client):
         if self._outgoing is not None:
             return self._outgoing.send(message) if self._held is None else self._go_on(message)
         if message["type"] == "http.response.start":
-            if (self._flight is not None or tells(message, self._middleware.telling)) and (
-                judged := self._judge(message)
-            ) is not None:
-                return judged
+            if self._flight is not None or may_be_stored(message.get("headers") or (), self._middleware.telling):
+                judged = self._judge(message)
+                if judged is not None:
+                    return judged
             if self.scope.places is None:
                 self._start = message
         elif self._held is not None:
@@ -287,7 +278,7 @@ class Silence(Client):
         return self._filling_now().send(message)
 
     def _judge(self, start: Message) -> Awaitable[None] | None:
-        """Hold the start of a response that has a precedent, or leave it to an exchange if it may be stored."""
+        """Hold the start of a response that may be stored, if it has a precedent; else leave it to an exchange."""
         if self._start is not None:  # a response is out: for the server to refuse
             return None
         precedents = self._middleware.precedents
@@ -298,12 +289,6 @@ class Silence(Client):
             self._precedent, self._length = precedent, length
             self._held = {**start, "headers": [*start["headers"]]}
             return DONE
-        if self._flight is None:
-            if precedents.is_refused(beginning):
-                return None
-            if not may_be_stored(start.get("headers") or (), self._middleware.targets):
-                precedents.refuse(beginning)
-                return None
         return self._set_precedent(start, beginning) if self.end() else None
 
     async def _set_precedent(self, start: Message, beginning: Beginning | None) -> None:

@@ -108,8 +108,9 @@ def url_path(raw: bytes | None, path: str, root: str) -> bytes:
     With the path that it is routed by, and the root that its links are made with, where something on
     the way has changed those: for a tenant, a language.
     """
-    if not root and path.isascii() and "%" not in path and "?" not in path and raw == path.encode():  # as most are
-        return raw
+    if raw is not None and not root and path.isascii() and "%" not in path and "?" not in path:  # as most are
+        if raw == path.encode():
+            return raw
     decoded = path.encode("utf-8", "surrogatepass")
     sent = decoded if raw is None else raw.partition(b"?")[0]
     if root or unquote_to_bytes(sent) != decoded:

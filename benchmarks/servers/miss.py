@@ -67,6 +67,7 @@ def app_of(endpoint: object, *middleware: Middleware) -> Starlette:
 plain = app_of(silent)
 plain_with_three = app_of(with_three)
 plain_refusing = app_of(refusing)
+plain_declaring = app_of(declaring)
 no_op = app_of(silent, Middleware(NoOp))
 base_http = app_of(silent, Middleware(BaseHTTPMiddleware, dispatch=pass_on))
 nothing_said = app_of(silent, cached())

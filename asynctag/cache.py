@@ -140,8 +140,13 @@ class Cache:
     def bind(self, backend: Backend) -> None:
         """Give the cache its backend, once: in the application's factory, where the settings are known.
 
-        Raises `LifecycleError` where it has one, `ConfigurationError` for what is no backend.
+        Raises `LifecycleError` where it has one, or was used before, `ConfigurationError` for what is no backend.
         """
+        if self._own is not None and not self._bound:
+            raise LifecycleError(
+                f"this cache was used before it is bound to {backend!r}, which does not know what was invalidated in the "
+                f"memory that it used: bind it first, or make it with Cache(require_backend=True) to find who uses it"
+            )
         if self._bound:
             raise LifecycleError(
                 f"this cache is bound to {self._own.backend if self._own else None!r} already. "

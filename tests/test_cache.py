@@ -98,6 +98,14 @@ async def test_a_second_bind_raises(backend: MemoryBackend) -> None:
             cache.bind(MemoryBackend())
 
 
+async def test_a_bind_after_use_raises(backend: MemoryBackend) -> None:
+    """What was invalidated in the memory that the cache used until then would be served from the backend."""
+    cache = Cache(default_ttl=60)
+    await cache.invalidate("product:1")
+    with pytest.raises(LifecycleError, match="used before it is bound"):
+        cache.bind(backend)
+
+
 async def test_required_and_unbound_raises() -> None:
     """`require_backend` refuses every use, and names what to call."""
     cache = Cache(default_ttl=60, require_backend=True)

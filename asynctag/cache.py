@@ -144,8 +144,8 @@ class Cache:
         """
         if self._own is not None and not self._bound:
             raise LifecycleError(
-                f"this cache was used before it is bound to {backend!r}, which does not know what was invalidated in the "
-                f"memory that it used: bind it first, or make it with Cache(require_backend=True) to find who uses it"
+                f"this cache was used before it is bound to {backend!r}, which does not know what was invalidated in "
+                f"the memory that it used: bind it first. Cache(require_backend=True) finds who uses it"
             )
         if self._bound:
             raise LifecycleError(

@@ -111,7 +111,7 @@ class Filler:
         self.outage = outage_of(backend)
         self.max_ttl = max_ttl
         self.can_peek = type(backend).peek is not Backend.peek
-        self.can_add = type(backend).add is not Backend.add
+        self.can_add = backend.in_process and _adds(type(backend))
         self._agreed = False
 
     # --- the backend, failing open -----------------------------------------------------------------
@@ -959,6 +959,16 @@ def check_built(built: Mapping[str, Any], names: list[str]) -> Mapping[str, Any]
     if strangers:
         raise ConfigurationError(f"the builder returned {strangers[0]!r}, which it was not asked for: it got {names!r}")
     return built
+
+
+def _adds(kind: type[Backend]) -> bool:
+    """Whether `add` of a backend is its own: one that overrides only how it writes is to be asked to write."""
+    for base in kind.__mro__:
+        if "add" in vars(base):
+            return base is not Backend
+        if "write" in vars(base) or "write_many" in vars(base):
+            return False
+    return False
 
 
 def _is_leased(reading: Reading | None) -> bool:

@@ -56,6 +56,7 @@ class Scope:
     """
 
     __slots__ = (
+        "_handed_up",
         "_root",
         "_said",
         "backend",
@@ -101,7 +102,7 @@ class Scope:
         #: The windows that were placed, in the root.
         self.places: Places | None = None
         self.flights: tuple[Flight, ...] = ()
-        self._said = False
+        self._handed_up = self._said = False
         around = nearest_open(parent) if parent is not None else None
         self._root = None if around is None else around.root  # its own would be a cycle
 
@@ -164,11 +165,12 @@ class Scope:
                 self.stale_stamp = stale_stamp
 
     def hand_up(self) -> None:
-        """Close the scope, and give the enclosing computation all that this one gathered."""
+        """Close the scope, and give the enclosing computation all that this one gathered, once."""
         self.closed = True
         self.flights = ()
         parent = self.parent
-        if parent is not None:
+        if parent is not None and not self._handed_up:
+            self._handed_up = True
             parent.gather(
                 self.tags, self.backend, self.fresh_until, self.expires, self.stale_stamp, no_store=self.no_store
             )

@@ -26,8 +26,9 @@ class Client:
 
 
 def as_it_came(asgi: AsgiScope) -> AsgiScope:
-    """A copy of a request's scope: routing writes into the scope, and the application into its state."""
+    """A copy of a request's scope: routing writes into the scope, and the application into its state and headers."""
     origin = dict(asgi)
+    origin["headers"] = [*asgi["headers"]]
     if "state" in asgi:
         origin["state"] = dict(asgi["state"])
     return origin

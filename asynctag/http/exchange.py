@@ -482,6 +482,7 @@ class Exchange:
 
     async def reply(self, messages: tuple[Message, Message], send: Send, receive: Receive | None = None) -> None:
         """Send the messages of a hit. `receive`: where nobody else does."""
+        self.scope.hand_up()  # what is around may store this response with its last byte
         start, body = messages
         windows = body.get("windows")
         if windows is None:
@@ -612,7 +613,7 @@ class Exchange:
 
     def verdict(self, status: int, headers: Headers, facts: RequestFacts | None = None) -> Storable | str:
         """Whether a response with this start may be stored, or why not."""
-        if self.filler is None:
+        if self.filler is None or self.cache._disabled:
             return "disabled"
         if why := self.bypass or self.unguarded:
             return why

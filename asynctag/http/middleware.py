@@ -1,4 +1,4 @@
-"""The middleware: hits before routing, and everything else through an `Exchange`."""
+"""The middleware: hits before routing; everything else goes through an `Exchange`, or in `Silence`."""
 
 import logging
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from functools import partial
 from math import floor
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import anyio
 from starlette.requests import HTTPConnection
@@ -74,6 +74,10 @@ _OF_ONE_CLIENT = frozenset({b"cache-control", b"if-modified-since", b"if-none-ma
 
 #: The scheme, the host, the path as it was sent and as it is routed by, the root and the query.
 _Url: TypeAlias = tuple[str, bytes, bytes | None, str, str, bytes]
+
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 
 class _Known:
@@ -208,7 +212,7 @@ class CacheMiddleware:
         if self._surrogates_for is not None and kind == "http" and not self._surrogates_for(HTTPConnection(scope)):
             send = self._without_surrogates(send)
         around = scope.get(SCOPE_KEY)
-        if around is not None and around.cache is self.cache:
+        if around is not None and around is not self.afterwards and around.cache is self.cache:
             await self.app(scope, receive, send)  # within an application that has this middleware already
         elif kind == "http" and scope["method"] in ("GET", "HEAD"):
             if self._may_be_silent and not self.cache._disabled:
@@ -325,16 +329,20 @@ class CacheMiddleware:
     async def _pass(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Run the application for a request that no response is stored for: an unsafe one, a websocket."""
         scope[SCOPE_KEY] = RequestCache(self.cache, None, "method")
-        if scope["type"] != "http":
-            token = current_exchange.set(Aside(scope))
-            try:
+        aside = current_exchange.set(Aside(scope))
+        try:
+            if scope["type"] == "http":
+                await self._pass_unsafe(scope, receive, send)
+            else:
                 await self.app(scope, receive, send)
-            finally:
-                current_exchange.reset(token)
-            return
+        finally:
+            current_exchange.reset(aside)
+            scope[SCOPE_KEY] = self.afterwards
+
+    async def _pass_unsafe(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         gathering = scope_of_response(filler_in_use(self.cache), self.cache, scope)
         send = Filling(partial(Serving, self, scope, context=copy_context()), gathering, send).send
-        token, scope_token = current_exchange.set(Aside(scope)), current_scope.set(gathering)
+        token = current_scope.set(gathering)
         try:
             if is_safe(scope["method"]) or self.cache._disabled:
                 await self.app(scope, receive, send)
@@ -346,8 +354,7 @@ class CacheMiddleware:
             finally:
                 invalidated_here.reset(noting)
         finally:
-            current_scope.reset(scope_token)
-            current_exchange.reset(token)
+            current_scope.reset(token)
             gathering.hand_up()
 
     def _plain_url(self, asgi: AsgiScope) -> _Url | None:
@@ -486,10 +493,11 @@ class CacheMiddleware:
         address: Address,
         known: _Known | None,
     ) -> None:
-        reading = await self._look_up(address)
+        filler = filler_in_use(self.cache)
+        reading = await filler.read(address.record_key()) if filler is not None else None
         passes = self._may_be_silent and not facts.only_if_cached
         if passes and reading is not None and record_of(reading) is None:
-            silent = await self._pass_silently(scope, receive, send, filler_in_use(self.cache), reading)
+            silent = await self._pass_silently(scope, receive, send, filler, reading)
             if known is not None and not self.cache._filling().backend.in_process:
                 known.silent = silent
             return
@@ -506,6 +514,7 @@ class CacheMiddleware:
                     known.dims = PLAIN if exchange.dims.plain else exchange.dims
                 await exchange.reply(exchange.hit(stored), send, receive)
         finally:
+            scope[SCOPE_KEY] = self.afterwards
             request_cache._over()
             exchange.over()
 
@@ -673,7 +682,7 @@ class CacheMiddleware:
             return Inputs()
         known = self._inputs.get(id(route))
         if known is None or known[0] is not route:
-            known = self._inputs[id(route)] = route, inputs_of(route)
+            known = _remember(self._inputs, id(route), (route, inputs_of(route)))
         return known[1]
 
     def as_plain(self, route: object | None, policy: Policy) -> Policy | None:
@@ -686,7 +695,7 @@ class CacheMiddleware:
                 plain = policy.with_ttl(self.cache._default_ttl, self.cache.max_ttl)
             if policy.public:
                 self.check_public(route, policy)
-            known = self._plain[id(route), id(policy)] = route, policy, plain
+            known = _remember(self._plain, (id(route), id(policy)), (route, policy, plain))
         return known[2]
 
     def check_public(self, route: object | None, policy: Policy) -> None:
@@ -702,7 +711,7 @@ class CacheMiddleware:
                 f"public=True on {getattr(route, 'path', route)!r}: its hits are served before routing, and {why}. "
                 f"Leave public=True out: hits are then served after the dependencies have run"
             )
-        self._public[id(route)] = (route, policy)
+        _remember(self._public, id(route), (route, policy))
 
     async def _lifespan(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Open the cache before the application starts, close it when it has shut down."""
@@ -740,6 +749,14 @@ class CacheMiddleware:
             policy = policy_of(getattr(route, "endpoint", None))
             if policy is not None and policy.public:
                 self.check_public(route, policy)
+
+
+def _remember(known: dict[_K, _V], key: _K, value: _V) -> _V:
+    """Keep what was found of a route, of which there may be a new one with each request."""
+    if len(known) >= MAX_KNOWN:
+        known.clear()
+    known[key] = value
+    return value
 
 
 def _note_invalidated(tags: tuple[str, ...]) -> None:

@@ -176,6 +176,7 @@ class Outgoing:
             chunk = await self._store(recording, chunk)
         if not more:
             self._phase = Phase.DONE
+            exchange.scope.hand_up()  # what is around may store this response with its last byte
         await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
 
     def _released(self, chunk: bytes) -> bytes:

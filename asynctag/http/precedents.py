@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from asynctag.expiry import Expiry
 from asynctag.http.asgi import Fields, Message
-from asynctag.http.headers import cache_status, parse_age
+from asynctag.http.headers import cache_status, make_etag, parse_age
 from asynctag.http.rules import PLAIN_GET, Policy, Storable, stored_headers
 from asynctag.http.stored import RESPONSES, make_stored
 from asynctag.http.variants import DIMENSIONS, Dimensions, dimensions
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 #: How many starts are remembered, and how long their headers may be, in bytes.
 MAX_PRECEDENTS, MAX_LENGTH = 256, 4096
 
+#: Of how many starts it is known that they came once. Most of those with a header of their own never come again.
+MAX_SEEN = 1024
+
 #: What tells starts apart: the policy that counts, the status, the headers without the length of the body.
 Beginning: TypeAlias = tuple[Any, ...]
 
 #: Headers with which a response is judged by the time as well, or by what it is a response to.
-_OF_ITS_OWN = frozenset({b"cache-groups", b"content-length", b"etag", b"expires", b"last-modified"})
+_OF_ITS_OWN = frozenset({b"cache-groups", b"connection", b"etag", b"expires", b"last-modified"})
 
 
 class Precedent:
@@ -63,10 +66,9 @@ class Precedent:
         self.added = added
         self.adds_cache_control = bool(added)
         self.kept = stored_headers((*headers, *added))
-        #: That of the response without its body.
-        self.size = RESPONSES.keep(
-            make_stored(200, (*headers, *added, (b"etag", bytes(34))), b"", now=0.0, age=0.0)
-        ).size + len("1000000")
+        validated = (*headers, *added, (b"etag", make_etag(b"")))
+        #: That of the response without its body, in bytes.
+        self.size = RESPONSES.keep(make_stored(200, validated, b"", now=0.0, age=0.0)).size
         self.age = parse_age([value for field, value in headers if field == b"age"]) or 0
         self.expiry = expiry
         self.public = verdict.public
@@ -86,13 +88,20 @@ class Precedents:
 
     def __init__(self) -> None:
         self._known: dict[Beginning, Precedent] = {}
+        self._seen: set[int] = set()  # hashes
 
     def find(self, beginning: Beginning | None, policy: Policy | None) -> Precedent | None:
         found = self._known.get(beginning) if beginning is not None else None
         return found if found is not None and found.policy is policy else None
 
     def note(self, beginning: Beginning, outgoing: "Outgoing", start: Message) -> None:
-        """Remember what was judged of `start`, if it follows from it alone."""
+        """Remember what was judged of `start`, if it follows from it alone, and it did not come for the first time."""
+        number = hash(beginning)
+        if number not in self._seen:
+            if len(self._seen) >= MAX_SEEN:
+                self._seen.clear()
+            self._seen.add(number)
+            return
         exchange, verdict = outgoing.exchange, outgoing.verdict
         policy, middleware = exchange.policy, exchange.middleware
         if verdict is None or start["status"] != 200 or exchange.facts is not PLAIN_GET or exchange.validating:

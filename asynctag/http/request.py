@@ -129,7 +129,7 @@ def cache_of(connection: HTTPConnection) -> RequestCache:
     """The cache of this request or websocket. Raises `ConfigurationError` without the middleware."""
     found = connection.scope.get(SCOPE_KEY)
     if found is not None and not isinstance(found, RequestCache):
-        found = found.request_cache  # of a request for whose response nobody has asked the cache yet
+        found = getattr(found, "request_cache", None)  # of a request for whose response nobody has asked the cache yet
     if found is None:
         raise ConfigurationError(
             "there is no CacheMiddleware around this application: app.add_middleware(CacheMiddleware, cache=cache)"

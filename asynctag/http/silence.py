@@ -1,17 +1,18 @@
 """What stands where an exchange would, for as long as nobody wants a request's response cached: mostly to its end."""
 
 import time
-from collections.abc import Awaitable, Generator, Iterable
+from collections.abc import Awaitable, Iterable
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from asynctag.backends.base import Entry, Reading
 from asynctag.cache import Cache
+from asynctag.errors import BackendError
 from asynctag.fill import Filler, in_order
 from asynctag.flight import Fate, Flight, Turn
 from asynctag.http.asgi import AsgiScope, Message, Receive, Send
-from asynctag.http.client import Client
-from asynctag.http.exchange import Address, Exchange, filler_in_use, scope_of_response
+from asynctag.http.client import Client, as_it_came
+from asynctag.http.exchange import Address, Exchange, scope_of_response
 from asynctag.http.guards import effective_route
 from asynctag.http.headers import make_etag, name_of
 from asynctag.http.outgoing import Outgoing
@@ -80,7 +81,8 @@ class Passing:
 
     def send(self, message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
-            if may_be_stored(message.get("headers") or (), self._middleware.telling):
+            message = with_list(message)
+            if may_be_stored(message["headers"], self._middleware.telling):
                 self.ended = True
         return self._send(message)
 
@@ -93,6 +95,12 @@ class Passing:
     async def explain(self) -> ResponseExplanation:
         self.ended = True
         return ResponseExplanation(None)
+
+
+def with_list(start: Message) -> Message:
+    """The start of a response with its headers as a list: as an iterable, they could be looked at once only."""
+    headers = start.get("headers")
+    return start if type(headers) is list else {**start, "headers": list(headers or ())}
 
 
 class Silence(Client):
@@ -142,7 +150,7 @@ class Silence(Client):
         self._filler = filler
         self._asgi = asgi
         self._send = send
-        self._reading = reading
+        self._reading = reading if filler is not None else None  # while the cache is disabled, nothing counts
         self._outgoing: Outgoing | None = None
         self._filling: Filling | None = None
         self._request_cache: RequestCache | None = None
@@ -157,9 +165,7 @@ class Silence(Client):
         self.ended = False
         self.scope = scope_of_response(filler, middleware.cache, asgi)
         if reading is not None and filler is not None:
-            origin = self._origin = dict(asgi)
-            if origin.get("state"):
-                origin["state"] = dict(origin["state"])
+            self._origin = as_it_came(asgi)
             self._started = filler.backend.clock()
 
     @property
@@ -189,7 +195,7 @@ class Silence(Client):
             address = self._address or Address(origin, cache.namespace)
             exchange = Exchange(
                 middleware,
-                filler_in_use(cache),
+                self._filler,
                 self._asgi,
                 origin,
                 self,
@@ -216,6 +222,7 @@ class Silence(Client):
         if self.ended or self.scope.closed or self._asgi.get("endpoint") is not endpoint or not self._is_plain(filler):
             return False
         assert filler is not None
+        self.ended = True
         plain = self._middleware.as_plain(effective_route(self._asgi), policy)
         if plain is None:
             return False
@@ -228,7 +235,6 @@ class Silence(Client):
         turn, flight = flights.board(key, backend.clock(), landings)
         if turn is not Turn.LEAD or flight is None:
             return False
-        self.ended = True
         self._policy, self._flight, self._address = plain, flight, address
         flight.scope = self.scope
         self.scope.flights = (flight,)
@@ -264,15 +270,19 @@ class Silence(Client):
         # Not a coroutine of its own, since that would cost as much as all else here.
         if self._outgoing is not None:
             return self._outgoing.send(message) if self._held is None else self._go_on(message)
-        if message["type"] == "http.response.start":
-            if self._flight is not None or may_be_stored(message.get("headers") or (), self._middleware.telling):
+        if self._held is not None:
+            return self._conclude(message)
+        kind = message["type"]
+        if kind == "http.response.start":
+            message = with_list(message)
+            if self._flight is not None or may_be_stored(message["headers"], self._middleware.telling):
                 judged = self._judge(message)
                 if judged is not None:
                     return judged
             if self.scope.places is None:
                 self._start = message
-        elif self._held is not None:
-            return self._conclude(message)
+        elif self.scope.parent is not None and kind == "http.response.body" and not message.get("more_body", False):
+            self.scope.hand_up()  # what is around may store this response with its last byte
         if self._filling is None and self.scope.places is None:
             return self._send(message)
         return self._filling_now().send(message)
@@ -288,7 +298,7 @@ class Silence(Client):
             self.ended = True
             self._precedent, self._length = precedent, length
             self._held = {**start, "headers": [*start["headers"]]}
-            return DONE
+            return done()
         return self._set_precedent(start, beginning) if self.end() else None
 
     async def _set_precedent(self, start: Message, beginning: Beginning | None) -> None:
@@ -332,6 +342,7 @@ class Silence(Client):
         assert reading is not None
         assert start is not None
         cache, backend, precedent = middleware.cache, filler.backend, self._precedent
+        scope.closed = True  # what is cached or tagged from here on is not part of the response
         size = len(body)
         length = b"%d" % size
         if (
@@ -377,12 +388,15 @@ class Silence(Client):
         )
         tags = in_order({key, record_key, *implicit, *scope.tags})
         entry = Entry(key, response, None, RESPONSES, precedent.size + size, tags, stamp, *times)
-        scope.closed = True  # what is cached or tagged from here on is not part of the response
         middleware.note_wanted(origin["path"], filler)
         flight = self._flight
         if flight is not None:
             filler.flights.close(flight)
-        if not backend.add((record, entry)):
+        try:
+            added = backend.add((record, entry))
+        except BackendError:  # the exchange asks again, and says so
+            added = False
+        if not added:
             return None
         if flight is not None:
             filler.flights.land(flight, Fate.ACCEPTED, entry=entry)
@@ -401,19 +415,25 @@ class Silence(Client):
         return Serving(self._middleware, self._asgi, send, self.context)
 
     async def answer_stale(self, error: Exception) -> bool:
-        """As an exchange does, where one has taken its place."""
-        if self._outgoing is not None:
-            return await self._outgoing.exchange.failed(self._outgoing, error)
-        self._land(Fate.UNSHARED)
-        return False
+        """Answer with a stored response instead of the error, where an exchange would."""
+        if self._held is not None:  # as for any response whose start is there
+            self._land(Fate.UNSHARED)
+            return False
+        if self._flight is not None:
+            self.end()
+        return self._outgoing is not None and await self._outgoing.exchange.failed(self._outgoing, error)
 
     def over(self) -> None:
         """Nothing more comes of this request."""
         self._asgi[SCOPE_KEY] = self._middleware.afterwards  # itself would be a cycle
         if self._request_cache is not None:
             self._request_cache._over()
+        self._filling = None
         if self._outgoing is not None:
-            self._outgoing.exchange.over()
+            exchange = self._outgoing.exchange
+            exchange.over()
+            # Each would keep the other alive, and nobody can want the response cached any more.
+            self._asgi, self._outgoing, self._reading = exchange.routed, None, None
             return
         if self._flight is not None:
             self._land(Fate.CANCELLED)
@@ -433,12 +453,5 @@ class Silence(Client):
         return await exchange.explain() if exchange else ResponseExplanation(None)
 
 
-class _Done:
-    """Awaited, it is done."""
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return _nothing
-
-
-_nothing = cast("Generator[Any, Any, None]", iter(()))
-DONE = _Done()
+async def done() -> None:
+    """Nothing is left to do."""

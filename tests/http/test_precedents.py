@@ -26,8 +26,8 @@ from asynctag import Cache, add_tags, no_store
 from asynctag.backends.base import Entry, Stamp
 from asynctag.backends.memory import MemoryBackend
 from asynctag.http import CacheMiddleware, cache_response
-from asynctag.http.request import cache_of
 from asynctag.http.precedents import Precedents
+from asynctag.http.request import cache_of
 from asynctag.http.silence import Silence
 from asynctag.testing import FakeClock
 from tests.http.driver import Call, Route, all_blocked, ask, begin, request
@@ -194,7 +194,9 @@ def plans_of(usual: Sequence[Headers]) -> st.SearchStrategy[Plan]:
     return st.builds(
         Plan,
         headers=st.builds(lambda one, more: (*one, *more), st.sampled_from(usual), odd),
-        body=mostly("bytes", "empty", "other", "bytearray", "memoryview", "chunks", "held", "large", "no key", times=24),
+        body=mostly(
+            "bytes", "empty", "other", "bytearray", "memoryview", "chunks", "held", "large", "no key", times=24
+        ),
         length=mostly("none", "right", "right", "right", "wrong", "twice", "twice wrong", "mixed case", "05", times=12),
         status=mostly(200, 404, 503, 204, times=24),
         pairs=mostly(tuple, list, times=8),
@@ -261,7 +263,7 @@ settings_of = st.builds(
 # --- where it happens ---------------------------------------------------------------------------------
 
 
-class Failure(Exception):
+class FailureError(Exception):
     """Of the application."""
 
 
@@ -277,7 +279,8 @@ class World:
         self.said: list[str] = []
         self.urls: list[str] = []
         self.calls: list[Call] = []
-        self._before: list[Call] = []
+        self.started: list[asyncio.Task[Any]] = []
+        self.leased = False
 
         @self.cache.cached(ttl=4, stale_while_revalidate=10, tags=["part"], name="part")
         async def part() -> int:
@@ -367,7 +370,7 @@ class World:
                 stack.enter_context(self.cache.disabled())
             elif step.around == "override":
                 stack.enter_context(self.cache.override(self.other))
-            self.started: list[asyncio.Task[Any]] = []
+            self.started = []
             await asyncio.wait_for(self.run(call), 10)
             for task in self.started:
                 await asyncio.wait_for(task, 10)
@@ -376,13 +379,21 @@ class World:
             if not flights._open:
                 break
             await anyio.lowlevel.checkpoint()
-        await self.backend.release(["|t|a"], "another")
+        if self.leased:
+            self.leased = False
+            await self.backend.release(["|t|a"], "another")
         assert not flights._open
 
     def call(self, url: str, step: Ask) -> Call:
         more: dict[str, Any] = {} if step.raw else {"raw_path": None}
         call = request(
-            url, method=step.method, headers=step.headers, host=step.host, root_path=step.root, chunks=[step.chunk], **more
+            url,
+            method=step.method,
+            headers=step.headers,
+            host=step.host,
+            root_path=step.root,
+            chunks=[step.chunk],
+            **more,
         )
         call.scope["step"], call.scope["call"] = step, call
         self.calls.append(call)
@@ -510,7 +521,7 @@ class Planned(Response):
             case "nested":
                 await world.part()
             case "raise":
-                raise Failure
+                raise FailureError
             case "gone":
                 self.request.scope["call"].disconnect()
                 while (await receive())["type"] != "http.disconnect":
@@ -524,6 +535,7 @@ class Planned(Response):
                 with cache.override(world.other):
                     await anyio.lowlevel.checkpoint()
             case "lease":
+                world.leased = True
                 await world.backend.lease(["|t|a"], "another", 30)
             case "ask" | "ask anew" | "unsafe":
                 headers = (("cache-control", "no-cache"),) if what == "ask anew" else ()
@@ -596,7 +608,7 @@ def test_what_is_stored_by_precedent_is_what_the_general_path_stores() -> None:
         derandomize=True,
         database=None,
         deadline=None,
-        max_examples=120,
+        max_examples=110,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
         print_blob=False,
@@ -606,5 +618,571 @@ def test_what_is_stored_by_precedent_is_what_the_general_path_stores() -> None:
         counts.update(play(how, told))
 
     played()
-    print(counts)
+
     assert counts["at once"] > counts["stored"] / 4, counts
+
+
+# --- requests that meet -------------------------------------------------------------------------------
+
+
+class Site:
+    """A page at every path, under a policy. What happens in the run of the number `on` is said by `what`."""
+
+    def __init__(self, what: str = "", on: int = 2, **policy: Any) -> None:
+        self.clock = FakeClock()
+        self.backend = Counting(clock=self.clock)
+        self.cache = Cache(self.backend)
+        self.route = Route()
+        self.what, self.on = what, on
+        self.block: Callable[[], Any] | None = None
+
+        async def page(request: Request) -> Response:
+            run = await self.route.pause()
+            add_tags("page")
+            return Run(self, run)
+
+        endpoint = cache_response(60, **policy)(page)
+        self.app = Starlette(routes=[StarletteRoute("/{path}", endpoint)])
+        self.app.add_middleware(CacheMiddleware, cache=self.cache)
+
+    async def warm(self) -> None:
+        """Have one response be stored, so that those like it have a precedent."""
+        self.route.go.set()
+        await ask(self.app, "/warm")
+        self.route.entered, self.route.go = anyio.Event(), anyio.Event()
+
+    def open_flights(self) -> list[str]:
+        return list(self.cache._filling().flights._open)
+
+
+class Run(Response):
+    """What a run of the page answers."""
+
+    def __init__(self, site: Site, run: int) -> None:
+        super().__init__(f"run {run}", media_type="text/plain")
+        self.site, self.what = site, site.what if run == site.on else ""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        what, headers, more = self.what, self.raw_headers, False
+        if what == "raises":
+            raise FailureError
+        if what == "no_store":
+            no_store()
+        if what == "unknown start":
+            headers = [*headers, (b"x-new", b"1")]
+        if what == "private":
+            headers = [*headers, (b"cache-control", b"private")]
+        if what == "not found":
+            self.status_code = 404
+        if what == "wrong length":
+            headers = [(name, b"9" if name == b"content-length" else value) for name, value in headers]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        if what == "raises after its start":
+            raise FailureError
+        if what == "invalidated after its start":
+            await self.site.cache.invalidate("page")
+        if what == "softened after its start":
+            await self.site.cache.invalidate("page", soft=True)
+        if what == "another tag invalidated":
+            await self.site.cache.invalidate("another")
+        if what == "leased":
+            await self.site.backend.lease(["|t|page"], "another", 30)
+        if what == "chunks":
+            await send({"type": "http.response.body", "body": b"run", "more_body": True})
+            self.body, more = bytes(self.body[3:]), True
+        await send({"type": "http.response.body", "body": self.body, "more_body": False})
+        if what == "raises after its body":
+            raise FailureError
+        assert not more or what == "chunks"
+
+
+MEETINGS = {
+    "": ("run 2", "run 2"),
+    "raises": ("Internal Server Error", "run 3"),
+    "raises after its start": ("Internal Server Error", "run 3"),
+    "raises after its body": ("run 2", "run 2"),
+    "cancelled": (None, "run 3"),
+    "no_store": ("run 2", "run 3"),
+    "chunks": ("run 2", "run 2"),
+    "unknown start": ("run 2", "run 2"),
+    "private": ("run 2", "run 3"),
+    "not found": ("run 2", "run 3"),
+    "wrong length": ("run 2", "run 3"),
+    "invalidated after its start": ("run 2", "run 3"),
+    "softened after its start": ("run 2", "run 3"),
+    "another tag invalidated": ("run 2", "run 2"),
+    "leased": ("run 2", "run 3"),
+}
+#: With those the leader's response is stored at once.
+AT_ONCE = {"", "raises after its body", "another tag invalidated"}
+
+
+async def meeting(site: Site) -> list[Any]:
+    """Two requests for a new URL, the second while the first is under way; what came of them and of a third."""
+    await site.warm()
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            async with anyio.create_task_group() as first:
+                calls = [begin(first, site.app, "/new")]
+                await site.route.entered.wait()
+                calls.append(begin(tasks, site.app, "/new"))
+                await all_blocked()
+                assert site.route.runs == 2, "the second does not wait"
+                if site.what == "cancelled":
+                    first.cancel_scope.cancel()
+                else:
+                    site.route.go.set()
+            site.route.go.set()
+    if site.what == "leased":
+        await site.backend.release(["|t|page"], "another")
+    calls.append(await ask(site.app, "/new"))
+    assert site.open_flights() == []
+    said: list[Any] = [(repr(call.error), [plainly(one) for one in call.messages]) for call in calls]
+    texts = tuple(call.text if call.messages else None for call in calls[:2])
+    return [texts, [call.cache_status if call.messages else None for call in calls], site.route.runs, said]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("public", [False, True])
+@pytest.mark.parametrize("what", MEETINGS)
+async def test_those_who_wait_get_what_they_would_get_of_an_exchange(what: str, public: bool) -> None:
+    """Whatever becomes of the first."""
+    short, general = Site(what, public=public), Site(what, public=public)
+    met = await meeting(short)
+    with general_path():
+        assert met == await meeting(general)
+    assert met[0] == MEETINGS[what]
+    stored_before = 1 if what in AT_ONCE else 0
+    assert short.backend.at_once >= stored_before
+    assert short.backend.at_once == stored_before or what not in AT_ONCE
+    assert general.backend.at_once == 0
+
+
+@pytest.mark.anyio
+async def test_the_second_of_two_is_collapsed() -> None:
+    """It gets the first's response, with its age and validator."""
+    site = Site()
+    _, statuses, runs, _ = await meeting(site)
+    assert statuses[0] == "asynctag; fwd=uri-miss; stored"
+    assert statuses[1] == "asynctag; fwd=uri-miss; collapsed; ttl=60"
+    assert statuses[2] == "asynctag; hit; ttl=60"
+    assert (runs, site.backend.at_once) == (2, 1)
+
+
+class Pausing:
+    """Stands between the cache and the routes, and holds the requests that say so."""
+
+    def __init__(self, app: Any, gate: Route) -> None:
+        self.app, self.gate = app, gate
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if any(name == b"x-wait" for name, _ in scope.get("headers", ())):
+            await self.gate.pause()
+        await self.app(scope, receive, send)
+
+
+@pytest.mark.anyio
+@BOTH_WAYS
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("declared", [True, False])
+async def test_what_another_has_stored_in_between_is_found(short: bool, declared: bool) -> None:
+    """After the URL was looked up before routing: an endpoint with a policy serves it, another's replaces it."""
+    site, gate = Site(), Route()
+    site.route.go.set()
+    if declared:
+        inner: Any = Starlette(routes=site.app.routes)
+    else:
+
+        async def inner(scope: Any, receive: Any, send: Any) -> None:
+            text = f"run {await site.route.pause()}"
+            await PlainTextResponse(text, headers={"cache-control": "s-maxage=60"})(scope, receive, send)
+
+    app = CacheMiddleware(Pausing(inner, gate), cache=site.cache)
+    await ask(app, "/warm")
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            held = begin(tasks, app, "/new", headers={"x-wait": "1"})
+            await gate.entered.wait()
+            other = await ask(app, "/new")
+            at_once = site.backend.at_once
+            assert at_once == short
+            gate.go.set()
+    assert other.text == "run 2"
+    assert (held.text, held.hit) == (("run 2", True) if declared else ("run 3", False))
+    assert site.backend.at_once == at_once
+    later = await ask(app, "/new")
+    assert (later.text, later.hit) == (held.text, True)
+
+
+@pytest.mark.anyio
+@BOTH_WAYS
+@pytest.mark.usefixtures("way")
+async def test_a_page_of_a_sync_endpoint_is_stored_too(short: bool) -> None:
+    """What is led in the event loop ends there; the endpoint runs in a thread."""
+    site = Site()
+
+    @cache_response(60, tags=["page:{path}"])
+    def page(request: Request) -> Response:
+        add_tags("page")
+        return PlainTextResponse("x")
+
+    app = Starlette(routes=[StarletteRoute("/{path}", page)])
+    app.add_middleware(CacheMiddleware, cache=site.cache)
+    await ask(app, "/1")
+    assert (await ask(app, "/2")).cache_status == "asynctag; fwd=uri-miss; stored"
+    assert site.backend.at_once == short
+    assert (await ask(app, "/2")).hit
+    await site.cache.invalidate("page:2")
+    assert not (await ask(app, "/2")).hit
+    await site.cache.invalidate("page")
+    assert not (await ask(app, "/2")).hit
+
+
+# --- what stores it -----------------------------------------------------------------------------------
+
+
+def entry_of(
+    backend: MemoryBackend,
+    key: str,
+    *,
+    tags: tuple[str, ...] = (),
+    size: int = 10,
+    ttl: float = 60,
+    stale: float = 0,
+    stamp: Stamp | None = None,
+) -> Entry:
+    fresh = backend.clock() + ttl
+    stamp = backend.newest() if stamp is None else stamp
+    return Entry(key, key, None, None, size, (key, *tags), stamp, fresh, fresh, fresh + stale, fresh + stale)
+
+
+async def keys_of(backend: MemoryBackend, *keys: str) -> list[str]:
+    return [key for key in keys if (await backend.inspect(key)).entry is not None]
+
+
+@pytest.mark.anyio
+async def test_all_are_added_or_none() -> None:
+    """And what is added is there for every kind of reading."""
+    backend = MemoryBackend(clock=FakeClock())
+    assert backend.add([entry_of(backend, "a"), entry_of(backend, "b", tags=("t",))])
+    assert not backend.add([entry_of(backend, "c"), entry_of(backend, "b")])
+    assert await keys_of(backend, "a", "b", "c") == ["a", "b"]
+    assert [backend.is_absent(key) for key in "abc"] == [False, False, True]
+    for key in "ab":
+        peeked, reading = backend.peek(key), await backend.read(key)
+        assert peeked is not None
+        assert (peeked.body, reading.entry, reading.stale) == (key, peeked, False)
+    await backend.invalidate(["t"])
+    assert backend.peek("b") is None
+    assert (await backend.read("b")).entry is None
+
+
+@pytest.mark.anyio
+async def test_nothing_is_added_over_what_is_there_valid_or_not() -> None:
+    """An invalid or expired entry still stands there, until it is deleted or driven out."""
+    clock = FakeClock()
+    backend = MemoryBackend(clock=clock, max_entries=2)
+    assert backend.add([entry_of(backend, "a", tags=("t",)), entry_of(backend, "b", ttl=5)])
+    await backend.invalidate(["t"])
+    clock.advance(6)
+    for key in "ab":
+        assert not backend.is_absent(key)
+        assert not backend.add([entry_of(backend, key)])
+        assert not backend.add([entry_of(backend, "c"), entry_of(backend, key)])
+    assert backend.is_absent("c")
+    await backend.delete("a")
+    assert backend.is_absent("a")
+    assert backend.add([entry_of(backend, "a")])
+    assert backend.add([entry_of(backend, "d")])
+    assert backend.is_absent("b"), "what has expired is driven out first"
+    assert not backend.is_absent("a")
+
+
+REFUSED = (
+    "invalidated",
+    "softened",
+    "softened, and may be stale",
+    "expired",
+    "fresh until now",
+    "too large",
+    "leased",
+    "another tag leased",
+    "lagging",
+    "of another epoch",
+    "of no epoch",
+    "pruned",
+)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("why", REFUSED)
+async def test_nothing_is_added_where_one_would_be_refused_or_stale(why: str, place: int) -> None:
+    """Whichever of them it is."""
+    clock = FakeClock()
+    backend = MemoryBackend(clock=clock, max_bytes=10_000, max_tags=2 if why == "pruned" else 100)
+    more: dict[str, Any] = {"tags": ("t",), "stamp": backend.newest()}
+    match why:
+        case "invalidated":
+            await backend.invalidate(["t"])
+        case "softened" | "softened, and may be stale":
+            await backend.invalidate(["t"], soft=True)
+            more["stale"] = 30 if why != "softened" else 0
+        case "expired":
+            more["ttl"] = -1
+        case "fresh until now":
+            more |= {"ttl": 0, "stale": 30}
+        case "too large":
+            more["size"] = 10_000
+        case "leased":
+            await backend.lease(["t"], "holder", 30)
+            more["stamp"] = backend.newest()
+        case "another tag leased":
+            await backend.lease(["another"], "holder", 30)
+        case "lagging":
+            await backend.release(["t"], "holder", lag=30, serve=True)
+            more["stamp"] = backend.newest()
+        case "of another epoch":
+            await backend.wipe()
+        case "of no epoch":
+            more["stamp"] = Stamp(-1, -1)
+        case "pruned":
+            await backend.invalidate(["x", "y", "z"])
+    good, bad = entry_of(backend, "good"), entry_of(backend, "bad", **more)
+    assert not backend.add([bad, good] if place == 0 else [good, bad])
+    assert await keys_of(backend, "good", "bad") == []
+    assert backend.is_absent("good")
+    assert (len(backend), backend.size) == (0, 0)
+
+
+@pytest.mark.anyio
+async def test_a_journal_that_went_on_with_other_tags_is_no_hindrance() -> None:
+    """What was invalidated since the stamp is none of the entry's, and counts from there on."""
+    backend = MemoryBackend(clock=FakeClock())
+    before = backend.newest()
+    await backend.invalidate(["x"])
+    await backend.invalidate(["y"], soft=True)
+    await backend.lease(["z"], "holder", 30)
+    await backend.release(["z"], "holder")
+    assert backend.add([entry_of(backend, "a", tags=("t",), stamp=before)])
+    entry = backend.peek("a")
+    assert entry is not None
+    assert entry.stamp == before
+    await backend.invalidate(["t"])
+    assert backend.peek("a") is None
+
+
+Operation = tuple[str, int]
+operations = st.lists(
+    st.tuples(
+        st.sampled_from(["add"] * 6 + ["peek", "peek", "invalidate", "soften", "delete", "wait", "lease", "release"]),
+        st.integers(0, 5),
+    ),
+    min_size=10,
+    max_size=60,
+)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=150)
+@given(operations, st.sampled_from([2, 3, 5, 100]), st.sampled_from([1_500, 3_000, 100_000]))
+def test_what_is_added_is_as_if_it_were_written(told: list[Operation], most: int, room: int) -> None:
+    """The same entries stay, in the same order, of the same size: one backend is only written to."""
+
+    async def play() -> None:
+        clock = FakeClock()
+        adding, writing = (MemoryBackend(clock=clock, max_entries=most, max_bytes=room) for _ in range(2))
+        serial = 0
+        stamps = [(adding.newest(), writing.newest())]
+        for what, number in told:
+            match what:
+                case "add":
+                    serial += 1
+                    old = stamps[-1 - number % min(len(stamps), 2)]
+                    keys = [f"k{number}", f"n{serial}"][: 1 + serial % 2]
+                    batches = [
+                        [
+                            entry_of(
+                                backend,
+                                key,
+                                tags=(f"t{number}",),
+                                stamp=stamp,
+                                size=number * 200,
+                                ttl=number * 3,
+                                stale=4,
+                            )
+                            for key in keys
+                        ]
+                        for backend, stamp in zip((adding, writing), old, strict=True)
+                    ]
+                    absent = all(map(adding.is_absent, keys))
+                    before = standing(adding)
+                    if adding.add(batches[0]):
+                        written = await writing.write_many(batches[1])
+                        assert absent
+                        assert all(one.accepted and not one.stale for one in written)
+                    else:
+                        assert standing(adding) == before
+                        await adding.write_many(batches[0])
+                        await writing.write_many(batches[1])
+                case "wait":
+                    clock.advance(number)
+                case _:
+                    for backend in (adding, writing):
+                        match what:
+                            case "peek":
+                                backend.peek(f"k{number}")
+                            case "delete":
+                                await backend.delete(f"k{number}")
+                            case "lease":
+                                await backend.lease([f"t{number}"], "holder", 5)
+                            case "release":
+                                await backend.release([f"t{number}"], "holder")
+                            case _:
+                                await backend.invalidate([f"t{number}"], soft=what == "soften")
+            stamps.append((adding.newest(), writing.newest()))
+            assert standing(adding) == standing(writing)
+
+    anyio.run(play)
+
+
+def standing(backend: MemoryBackend) -> tuple[Any, ...]:
+    """What stands in it, in the order in which it is driven out, and how large it is."""
+    found, node = [], backend._oldest
+    while node is not None:
+        found.append((node.key, node.stamp.seq, node.fresh_until, node.size, node.used))
+        node = node.newer
+    assert {one[0] for one in found} == backend._entries.keys()
+    assert backend.size == sum(one[3] for one in found)
+    return found, backend.size, len(backend), backend.newest().seq
+
+
+# --- what is wrong ------------------------------------------------------------------------------------
+
+
+def wrong(reason: str) -> pytest.MarkDecorator:
+    """Both ways, of which the short one does it wrong."""
+    marked = pytest.param(True, id="short", marks=pytest.mark.xfail(strict=True, reason=reason))
+    return pytest.mark.parametrize("short", [marked, pytest.param(False, id="general")])
+
+
+@pytest.mark.anyio
+@wrong("the flight is given to an exchange on another backend, or none, which cannot land it")
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("how", ["disabled", "override"])
+async def test_no_flight_stays_open_where_the_cache_changes_hands_meanwhile(how: str) -> None:
+    """Whoever asked for the URL next would wait for ever."""
+    site = Site()
+    await site.warm()
+    with ExitStack() as stack, anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            begin(tasks, site.app, "/new")
+            await site.route.entered.wait()
+            changed = site.cache.disabled() if how == "disabled" else site.cache.override(MemoryBackend())
+            stack.enter_context(changed)
+            site.route.go.set()
+    assert site.open_flights() == []
+
+
+@pytest.mark.anyio
+@wrong("only an exchange looks for a stored response to answer with")
+@pytest.mark.usefixtures("way")
+async def test_an_error_is_answered_with_what_another_has_stored_meanwhile() -> None:
+    """One that asked for it anew, past the flight."""
+    site = Site("raises")
+    await site.warm()
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            failing = begin(tasks, site.app, "/new")
+            await site.route.entered.wait()
+            go, site.route.go = site.route.go, anyio.Event()
+            site.route.go.set()
+            anew = await ask(site.app, "/new", headers={"cache-control": "no-cache"})
+            go.set()
+    assert anew.text == "run 3"
+    assert (failing.status, failing.text) == (200, "run 3")
+
+
+@pytest.mark.anyio
+@wrong("the validator is added after the headers that Connection names were left out")
+@pytest.mark.usefixtures("way")
+async def test_a_validator_that_connection_names_is_not_kept() -> None:
+    """As every field that it names (RFC 9111 §3.1)."""
+    hits = [await _hit_of(_raw([(b"cache-control", b"s-maxage=60"), (b"connection", b"etag")])) for _ in range(1)]
+    assert [call.header("etag") for call in hits] == [None]
+
+
+@pytest.mark.anyio
+@wrong("the headers are gone through to find a precedent, and again to send them")
+@pytest.mark.usefixtures("way")
+async def test_headers_that_can_be_gone_through_once_go_out() -> None:
+    """They are any iterable, by the ASGI specification."""
+
+    class Once(PlainTextResponse):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": iter(self.raw_headers)})
+            await send({"type": "http.response.body", "body": self.body})
+
+    @cache_response(60)
+    async def page(request: Request) -> Response:
+        return Once("x")
+
+    app = Starlette(routes=[StarletteRoute("/", page)])
+    app.add_middleware(CacheMiddleware, cache=Cache(MemoryBackend()))
+    assert (await ask(app)).header("content-type") == "text/plain; charset=utf-8"
+
+
+@pytest.mark.anyio
+@wrong("the second start takes the place of the first, which is held")
+@pytest.mark.usefixtures("way")
+async def test_a_second_start_goes_out_for_the_server_to_refuse() -> None:
+    """As it does after a body."""
+    start = {"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"s-maxage=60")]}
+
+    async def twice(scope: Any, receive: Any, send: Any) -> None:
+        await send(start)
+        if scope["path"] != "/warm":
+            await send(start)
+        await send({"type": "http.response.body", "body": b"x"})
+
+    call = await _second_of(twice)
+    assert [one["type"].rpartition(".")[2] for one in call.messages] == ["start", "start", "body"]
+
+
+@pytest.mark.anyio
+@wrong("what a held start gives is no coroutine, which is all that a task can run")
+@pytest.mark.usefixtures("way")
+async def test_a_start_may_be_sent_by_a_task() -> None:
+    """`send` is an async function to applications."""
+
+    async def by_tasks(scope: Any, receive: Any, send: Any) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"s-maxage=60")]}
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(send, start)
+        await send({"type": "http.response.body", "body": b"x"})
+
+    call = await _second_of(by_tasks)
+    assert call.error is None
+
+
+def _raw(headers: list[tuple[bytes, bytes]]) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    return app
+
+
+async def _second_of(app: Any) -> Call:
+    """The answer to a request for a new URL, after another like it."""
+    wrapped = CacheMiddleware(app, cache=Cache(MemoryBackend()))
+    await ask(wrapped, "/warm")
+    return await ask(wrapped, "/new")
+
+
+async def _hit_of(app: Any) -> Call:
+    wrapped = CacheMiddleware(app, cache=Cache(MemoryBackend()))
+    await ask(wrapped, "/warm")
+    await ask(wrapped, "/new")
+    hit = await ask(wrapped, "/new")
+    assert hit.hit
+    return hit

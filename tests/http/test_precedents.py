@@ -302,9 +302,9 @@ class World:
         app = Starlette(routes=list(self._routes()))
         self.app: Any = app
         if how.around:
-            self.app = CacheMiddleware(app, cache=self.cache, max_body=50, **options)
+            self.app = CacheMiddleware(app, cache=self.cache, max_body=300, **options)
         else:
-            app.add_middleware(CacheMiddleware, cache=self.cache, max_body=50, **options)
+            app.add_middleware(CacheMiddleware, cache=self.cache, max_body=300, **options)
 
     @property
     def now(self) -> float:
@@ -482,7 +482,7 @@ class Planned(Response):
             case "empty" | "no key":
                 return b""
             case "large":
-                return b"x" * 51
+                return b"x" * 301
             case "other":
                 return b"another"
             case "bytearray":
@@ -656,11 +656,15 @@ TOLD: dict[str, list[Step]] = {
         what: both(what) for what in ("nested", "invalidate other", "disabled and back", "override and back", "explain")
     },
     **{f"{what} meanwhile": both(what) for what in ("ask", "ask anew", "unsafe", "set other")},
-    "what a part is that is stale": [
-        *both("nested"),
-        Invalidate("part", soft=True),
+    "a part that is stale": [
+        *get("free", OPEN),
         *get("free", OPEN, "nested"),
+        Invalidate("part", soft=True),
+        *like("free", OPEN, "nested"),
+        *get("tags", TEXT),
         *get("tags", TEXT, "nested"),
+        Invalidate("part", soft=True),
+        *like("tags", TEXT, "nested"),
     ],
     "a request with a body": both("read", chunk=b"body"),
     "a request with a cookie": both(headers=(("cookie", "a=1"),)),

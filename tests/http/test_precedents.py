@@ -5,6 +5,7 @@ The general path is the authority: `general_path` turns the short one off, and t
 
 import asyncio
 import logging
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route as StarletteRoute
 
-from asynctag import BackendError, Cache, add_tags, no_store
+from asynctag import BackendError, Cache, ConfigurationError, add_tags, no_store
 from asynctag.backends.base import Entry, Stamp
 from asynctag.backends.memory import MemoryBackend
 from asynctag.http import CacheMiddleware, cache_response
@@ -344,6 +345,11 @@ class World:
             response: Response = await inner(request)
             return response
 
+        async def outer(request: Request) -> Response:
+            response: Response = await inner(request)
+            return response
+
+        yield StarletteRoute("/outer/{n}", outer)
         yield StarletteRoute("/free/{n}", free, methods=["GET", "POST"])
         yield StarletteRoute("/calls/{n}", calls)
 
@@ -562,7 +568,7 @@ class Planned(Response):
                 for _ in range(40):
                     await anyio.lowlevel.checkpoint()
             case "window":
-                self.text = f"at {await world.hour()}".encode()
+                self.text = f"at {world.hour()}".encode()
             case "queue":
                 world.backend.refuses = True
                 await cache.invalidate("a", queue=True)
@@ -693,7 +699,7 @@ TOLD: dict[str, list[Step]] = {
     "upper case": like("free", (("Cache-Control", "public, max-age=30"), ("Age", "4"), ("X-Upper", "1"))),
     "vary": like("free", (*OPEN, ("vary", "accept-language"))) + like("ttl", (("vary", "accept-language"),)),
     "another policy": [*like("ttl", TEXT), *like("tags", TEXT), *like("public", TEXT), *like("swr", TEXT)],
-    "one that calls another": like("calls", TEXT),
+    "one that calls another": like("calls", TEXT) + like("outer", TEXT) + like("outer", OPEN),
     "not found": [*get("statuses", TEXT, status=404), *get("statuses", TEXT, status=404), *like("statuses", TEXT)],
     "a key function": like("key", TEXT, headers=(("accept-language", "en"),)) + like("vary", TEXT),
     "a field of one connection": like("free", (*OPEN, ("connection", "x-hop, cache-control"), ("x-hop", "1"))),
@@ -737,9 +743,9 @@ def test_what_is_stored_by_precedent_is_what_the_general_path_stores() -> None:
 class Site:
     """A page at every path, under a policy. What happens in the run of the number `on` is said by `what`."""
 
-    def __init__(self, what: str = "", on: int = 2, **policy: Any) -> None:
+    def __init__(self, what: str = "", on: int = 2, backend: Counting | None = None, **policy: Any) -> None:
         self.clock = FakeClock()
-        self.backend = Counting(clock=self.clock)
+        self.backend = Counting(clock=self.clock) if backend is None else backend
         self.cache = Cache(self.backend)
         self.route = Route()
         self.what, self.on = what, on
@@ -921,6 +927,53 @@ async def test_what_another_has_stored_in_between_is_found(short: bool, declared
     assert site.backend.at_once == at_once
     later = await ask(app, "/new")
     assert (later.text, later.hit) == (held.text, True)
+
+
+class Interrupted(Counting):
+    """Something happens in another thread after it was asked whether a key is absent, and before it answers."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def is_absent(self, key: str) -> bool:
+        absent, meanwhile = super().is_absent(key), self.meanwhile
+        if meanwhile is not None:
+            self.meanwhile = None
+            thread = threading.Thread(target=meanwhile)
+            thread.start()
+            thread.join()
+        return absent
+
+
+@pytest.mark.anyio
+async def test_what_another_thread_has_brought_since_the_look_up_is_found(anyio_backend: str) -> None:
+    """The number of landings is of before it: a flight that has landed since says to look again."""
+    backend = Interrupted(clock=FakeClock())
+    site = Site(backend=backend)
+    await site.warm()
+    site.route.go.set()
+    backend.meanwhile = lambda: anyio.run(ask, site.app, "/new", backend=anyio_backend)
+    call = await ask(site.app, "/new")
+    assert (call.text, call.hit, site.route.runs) == ("run 2", True, 2)
+
+
+@pytest.mark.anyio
+@BOTH_WAYS
+@pytest.mark.usefixtures("way")
+async def test_a_computation_that_asks_for_a_page_depends_on_it() -> None:
+    """On its tags, and on how long it is fresh."""
+    site = Site()
+    await site.warm()
+    site.route.go.set()
+
+    @site.cache.cached(ttl=300, name="around")
+    async def around(path: str) -> str:
+        return (await ask(site.app, path)).text
+
+    assert [await around("/new"), await around("/new")] == ["run 2", "run 2"]
+    await site.cache.invalidate("page")
+    assert await around("/new") == "run 3"
+    site.clock.advance(61)
+    assert await around("/new") == "run 4"
 
 
 @pytest.mark.anyio
@@ -1271,6 +1324,19 @@ async def test_a_start_may_be_sent_by_a_task() -> None:
 
     call = await _second_of(by_tasks)
     assert call.error is None
+
+
+@pytest.mark.anyio
+@wrong("the backend is asked for the first time when the response is stored")
+@pytest.mark.usefixtures("way")
+async def test_another_max_ttl_than_the_backends_is_told_before_the_endpoint_runs() -> None:
+    """As at every look-up."""
+    site, other = Site(), MemoryBackend()
+    await other.agree(site.cache.max_ttl + 1)
+    await site.warm()
+    with site.cache.override(other):
+        assert isinstance((await ask(site.app, "/new")).error, ConfigurationError)
+    assert site.route.runs == 1
 
 
 def _raw(headers: list[tuple[bytes, bytes]]) -> Any:

@@ -192,7 +192,7 @@ ODD: tuple[tuple[str, str], ...] = (
 WHATS = (
     "tag", "tag", "no_store", "invalidate", "invalidate", "invalidate other", "soften", "wait", "nested", "nested",
     "raise", "gone", "fail", "disabled and back", "override and back", "lease", "ask", "ask anew", "unsafe", "read",
-    "set other", "explain", "window", "queue",
+    "set other", "explain", "window", "awaited window", "queue",
 )  # fmt: skip
 acts = st.builds(Act, st.sampled_from(["endpoint"] * 3 + ["start", "start", "end"]), st.sampled_from(WHATS))
 odd = mostly((), *((one,) for one in ODD), *pairwise(ODD), times=180)
@@ -567,6 +567,8 @@ class Planned(Response):
                 world.begin(f"{url}0", others)
                 for _ in range(40):
                     await anyio.lowlevel.checkpoint()
+            case "awaited window":
+                self.text = (await world.hour()).encode()
             case "window":
                 self.text = f"at {world.hour()}".encode()
             case "queue":
@@ -723,7 +725,7 @@ def test_what_is_stored_by_precedent_is_what_the_general_path_stores() -> None:
         derandomize=True,
         database=None,
         deadline=None,
-        max_examples=100,
+        max_examples=85,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
         print_blob=False,
@@ -754,7 +756,11 @@ class Site:
         async def page(request: Request) -> Response:
             run = await self.route.pause()
             add_tags("page")
-            return Run(self, run)
+            answer = Run(self, run)
+            if answer.what == "asks itself":
+                answer.body += b" of " + (await ask(self.app, "/new")).body
+                del answer.headers["content-length"]
+            return answer
 
         endpoint = cache_response(60, **policy)(page)
         self.app = Starlette(routes=[StarletteRoute("/{path}", endpoint)])
@@ -970,10 +976,22 @@ async def test_a_computation_that_asks_for_a_page_depends_on_it() -> None:
         return (await ask(site.app, path)).text
 
     assert [await around("/new"), await around("/new")] == ["run 2", "run 2"]
-    await site.cache.invalidate("page")
-    assert await around("/new") == "run 3"
     site.clock.advance(61)
-    assert await around("/new") == "run 4"
+    assert await around("/new") == "run 3"
+    assert await around("/other") == "run 4"
+    await site.cache.invalidate("page")
+    assert await around("/other") == "run 5"
+
+
+@pytest.mark.anyio
+@BOTH_WAYS
+@pytest.mark.usefixtures("way")
+async def test_a_page_that_asks_for_itself_does_not_wait_for_itself() -> None:
+    """It would be for ever."""
+    site = Site("asks itself")
+    await site.warm()
+    site.route.go.set()
+    assert (await ask(site.app, "/new")).text == "run 2 of run 3"
 
 
 @pytest.mark.anyio
@@ -1334,6 +1352,7 @@ async def test_another_max_ttl_than_the_backends_is_told_before_the_endpoint_run
     site, other = Site(), MemoryBackend()
     await other.agree(site.cache.max_ttl + 1)
     await site.warm()
+    site.route.go.set()
     with site.cache.override(other):
         assert isinstance((await ask(site.app, "/new")).error, ConfigurationError)
     assert site.route.runs == 1

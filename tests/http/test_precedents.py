@@ -661,7 +661,15 @@ TOLD: dict[str, list[Step]] = {
         if (what, at) != ("window", "end")
     },
     **{
-        what: both(what) for what in ("nested", "invalidate other", "disabled and back", "override and back", "explain")
+        what: both(what)
+        for what in (
+            "nested",
+            "invalidate other",
+            "disabled and back",
+            "override and back",
+            "explain",
+            "awaited window",
+        )
     },
     **{f"{what} meanwhile": both(what) for what in ("ask", "ask anew", "unsafe", "set other")},
     "a part that is stale": [

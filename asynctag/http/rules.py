@@ -405,7 +405,8 @@ def may_be_stored(headers: Headers, telling: frozenset[bytes]) -> bool:
         if name == b"cache-control":
             said = value.lower()
             says = True
-            forbids = forbids or b"no-store" in said or b"private" in said
+            members = said.replace(b" ", b"").split(b",") if b'"' not in said else ()
+            forbids = forbids or b"no-store" in members or b"private" in members
             relents = relents or b"must-understand" in said
         elif name == b"expires":
             says = True

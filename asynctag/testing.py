@@ -853,6 +853,24 @@ class BackendContract:
         assert (await backend.read(OTHER)).entry is None
         assert list(await backend.write_many([])) == []
 
+    async def test_what_is_added_at_once_is_there_or_nothing_is(self, backend: Backend) -> None:
+        """All of it, or none: not where something stands under a key, or a tag was invalidated since."""
+        stamp = (await backend.read(PAGE)).stamp
+        keys = [PAGE, PAGE + " 2"]
+        added = backend.add([self.entry(backend, key, "value", stamp, tags=[RED]) for key in keys])
+        for key in keys:
+            reading = await backend.read(key)
+            assert (reading.entry is not None) == added
+            if added:
+                assert (self.value_of(backend, reading), reading.stale) == ("value", False)
+                assert not backend.is_absent(key)
+        third = PAGE + " 3"
+        assert (await self.put(backend, key=PAGE, stamp=stamp)).accepted or not added
+        assert not backend.add([self.entry(backend, key, "other", stamp) for key in (third, PAGE)])
+        await backend.invalidate([RED])
+        assert not backend.add([self.entry(backend, third, "old", stamp, tags=[RED])])
+        assert (await backend.read(third)).entry is None
+
     # --- inspect
 
     async def test_inspect_says_what_read_says(self, backend: Backend, clock: Any) -> None:

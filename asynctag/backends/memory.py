@@ -499,7 +499,7 @@ class MemoryBackend(Backend):
         return node
 
     def _append(self, node: Entry, now: float) -> None:
-        """Take a node in whose key is not there yet."""
+        """Take in a node whose key is not there yet."""
         size = node.size
         if len(self._entries) >= self._max_entries or self._bytes + size > self._max_bytes:
             self._make_room(size, now)

@@ -26,6 +26,7 @@ from asynctag.http.rules import (
     Policy,
     RequestFacts,
     Storable,
+    ages_from_request,
     may_serve,
     storable,
     why_bypass,
@@ -545,8 +546,7 @@ class Exchange:
         key = self.address.response_key(dims)
         if key != self._key:
             self.land(Fate.UNSHARED)  # those who wait asked for something else
-        # By its own word, a response is as old as the request for it (RFC 9111 §4.2.3); by a policy's, as its entry.
-        delay = self.filler.backend.clock() - self._started if self.policy is None or self.policy.ttl is None else 0.0
+        delay = self.filler.backend.clock() - self._started if ages_from_request(self.policy) else 0.0
         if lifetime.lifetime <= delay:
             self.land(Fate.UNSHARED)
             return False

@@ -494,7 +494,7 @@ class CacheMiddleware:
         known: _Known | None,
     ) -> None:
         filler = filler_in_use(self.cache)
-        reading = await filler.read(address.record_key()) if filler is not None else None
+        reading = await _look_up(filler, address)
         passes = self._may_be_silent and not facts.only_if_cached
         if passes and reading is not None and record_of(reading) is None:
             silent = await self._pass_silently(scope, receive, send, filler, reading)
@@ -545,11 +545,6 @@ class CacheMiddleware:
         else:
             return None
         return stored if stored is not None and stored.response.public else None
-
-    async def _look_up(self, address: Address) -> Reading | None:
-        """What is recorded of a URL, by the journal of now."""
-        filler = filler_in_use(self.cache)
-        return await filler.read(address.record_key()) if filler is not None else None
 
     def _exchange(
         self,
@@ -659,7 +654,7 @@ class CacheMiddleware:
         facts, address = read_request(scope["method"], scope["headers"]), Address(scope, self.cache.namespace)
         try:
             client = _SilentClient()
-            reading = await self._look_up(address)
+            reading = await _look_up(filler_in_use(self.cache), address)
             exchange = self._exchange(scope, Client(client.receive), facts, address, reading, renewing=True)
             scope[SCOPE_KEY] = request_cache = RequestCache(self.cache, exchange)
             exchange.lead(flight, key)
@@ -749,6 +744,11 @@ class CacheMiddleware:
             policy = policy_of(getattr(route, "endpoint", None))
             if policy is not None and policy.public:
                 self.check_public(route, policy)
+
+
+async def _look_up(filler: Filler | None, address: Address) -> Reading | None:
+    """What is recorded of a URL, by the journal of now."""
+    return await filler.read(address.record_key()) if filler is not None else None
 
 
 def _remember(known: dict[_K, _V], key: _K, value: _V) -> _V:

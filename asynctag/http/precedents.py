@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from asynctag.expiry import Expiry
 from asynctag.http.asgi import Fields, Message
 from asynctag.http.headers import cache_status, make_etag, parse_age
-from asynctag.http.rules import PLAIN_GET, Policy, Storable, stored_headers
+from asynctag.http.rules import PLAIN_GET, Policy, Storable, ages_from_request, stored_headers
 from asynctag.http.stored import RESPONSES, make_stored
 from asynctag.http.variants import DIMENSIONS, Dimensions, dimensions
 
@@ -36,6 +36,7 @@ class Precedent:
         "added",
         "adds_cache_control",
         "age",
+        "ages_from_request",
         "cache_status",
         "dims",
         "dims_size",
@@ -70,17 +71,13 @@ class Precedent:
         #: That of the response without its body, in bytes.
         self.size = RESPONSES.keep(make_stored(200, validated, b"", now=0.0, age=0.0)).size
         self.age = parse_age([value for field, value in headers if field == b"age"]) or 0
+        self.ages_from_request = ages_from_request(policy)
         self.expiry = expiry
         self.public = verdict.public
         self.with_cookies = dims.cookies is not None
         self.stale_if_error = verdict.stale_if_error
         self.must_revalidate = verdict.must_revalidate
         self.cache_status = (b"cache-status", cache_status(fwd="uri-miss", stored=True, name=name))
-
-    @property
-    def ages_from_request(self) -> bool:
-        """Whether it is as old as the request for it (RFC 9111 §4.2.3), as by its own word, and not as its entry."""
-        return self.policy is None or self.policy.ttl is None
 
 
 class Precedents:
@@ -94,8 +91,8 @@ class Precedents:
         found = self._known.get(beginning) if beginning is not None else None
         return found if found is not None and found.policy is policy else None
 
-    def note(self, beginning: Beginning, outgoing: "Outgoing", start: Message) -> None:
-        """Remember what was judged of `start`, if it follows from it alone, and it did not come for the first time."""
+    def note(self, beginning: Beginning, outgoing: "Outgoing") -> None:
+        """Remember what was judged of a start, if it follows from it alone, and it did not come for the first time."""
         number = hash(beginning)
         if number not in self._seen:
             if len(self._seen) >= MAX_SEEN:
@@ -104,17 +101,17 @@ class Precedents:
             return
         exchange, verdict = outgoing.exchange, outgoing.verdict
         policy, middleware = exchange.policy, exchange.middleware
-        if verdict is None or start["status"] != 200 or exchange.facts is not PLAIN_GET or exchange.validating:
+        _, status, *said = beginning
+        if verdict is None or status != 200 or exchange.facts is not PLAIN_GET or exchange.validating:
             return
         if policy is not None and (policy.heuristic or policy.key is not None):
             return
-        headers = tuple((name, value) for name, value in start.get("headers") or () if name != b"content-length")
-        if any(name != name.lower() or name in _OF_ITS_OWN or name == middleware.own_target for name, value in headers):
+        headers: Fields = tuple(said)
+        if any(name != name.lower() or name in _OF_ITS_OWN or name == middleware.own_target for name, _ in headers):
             return
         dims = dimensions(policy, headers, public=verdict.public)
-        by_its_own_word = policy is None or policy.ttl is None
         lifetime = min(verdict.lifetime, exchange.cache.max_ttl)
-        if dims is None or not dims.plain or (by_its_own_word and lifetime < verdict.lifetime):
+        if dims is None or not dims.plain or (ages_from_request(policy) and lifetime < verdict.lifetime):
             return
         if _length_of(beginning) > MAX_LENGTH:
             return

@@ -182,7 +182,8 @@ def _tag(exchange: Exchange | Silence, tags_of: TagsOf, values: Mapping[str, obj
         exchange.refuse("tag", error)
         return
     if tags:
-        exchange.tag(tag_name(exchange.cache.namespace, one) for one in tags)
+        scope = exchange.scope
+        scope.gather({tag_name(scope.namespace, one) for one in tags}, scope.backend)
 
 
 async def stored_reply(exchange: Exchange) -> "StoredReply | None":

@@ -277,6 +277,12 @@ class Policy:
         return () if self.key is not None and self.cookies is None else self.cookies
 
 
+def ages_from_request(policy: Policy | None) -> bool:
+    """Whether a response is as old as the request for it (RFC 9111 §4.2.3), as by its own word; by a policy's, as its
+    entry."""
+    return policy is None or policy.ttl is None
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 

@@ -1,9 +1,9 @@
 """What stands where an exchange would, for as long as nobody wants a request's response cached: mostly to its end."""
 
 import time
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from asynctag.backends.base import Entry, Reading
 from asynctag.cache import Cache
@@ -41,7 +41,35 @@ def exchange_here() -> "Exchange | Literal[False] | None":
     return found.end() if isinstance(found, Silence | Passing) else found
 
 
-class Passing:
+class _InPlace:
+    """What stands where an exchange would, as the request finds it."""
+
+    __slots__ = ()  # one of the two below is a client too, which has slots of its own
+
+    _asgi: AsgiScope
+    _middleware: "CacheMiddleware"
+    _request_cache: RequestCache | None
+
+    @property
+    def cache(self) -> Cache:
+        return self._middleware.cache
+
+    @property
+    def request_cache(self) -> RequestCache:
+        """The cache as this request sees it."""
+        if self._request_cache is None:
+            seen = RequestCache(self.cache, cast("Passing | Silence", self))
+            self._request_cache = seen  # type: ignore[misc]  # the slots are those of the two below
+        return self._request_cache
+
+    def over(self) -> None:
+        """Nothing more comes of this request."""
+        self._asgi[SCOPE_KEY] = self._middleware.afterwards  # itself would be a cycle
+        if self._request_cache is not None:
+            self._request_cache._over()
+
+
+class Passing(_InPlace):
     """Stands where an exchange would, for a path of which nobody wanted the response cached when it was asked for last.
 
     Nothing is gathered of this response. If somebody does want it cached, the next one for the path can be.
@@ -60,17 +88,6 @@ class Passing:
         self.ended = False
 
     @property
-    def cache(self) -> Cache:
-        return self._middleware.cache
-
-    @property
-    def request_cache(self) -> RequestCache:
-        """The cache as this request sees it."""
-        if self._request_cache is None:
-            self._request_cache = RequestCache(self.cache, self)
-        return self._request_cache
-
-    @property
     def routed(self) -> AsgiScope:
         return self._asgi
 
@@ -86,12 +103,6 @@ class Passing:
                 self.ended = True
         return self._send(message)
 
-    def over(self) -> None:
-        """Nothing more comes of this request."""
-        self._asgi[SCOPE_KEY] = self._middleware.afterwards  # itself would be a cycle
-        if self._request_cache is not None:
-            self._request_cache._over()
-
     async def explain(self) -> ResponseExplanation:
         self.ended = True
         return ResponseExplanation(None)
@@ -103,7 +114,7 @@ def with_list(start: Message) -> Message:
     return start if type(headers) is list else {**start, "headers": list(headers or ())}
 
 
-class Silence(Client):
+class Silence(_InPlace, Client):
     """Stands where an exchange would, for a URL that has nothing stored, until somebody wants its response cached.
 
     Mostly nobody does, neither a route nor the response. `reading` is from before the application saw the request;
@@ -169,17 +180,6 @@ class Silence(Client):
             self._started = filler.backend.clock()
 
     @property
-    def cache(self) -> Cache:
-        return self._middleware.cache
-
-    @property
-    def request_cache(self) -> RequestCache:
-        """The cache as this request sees it."""
-        if self._request_cache is None:
-            self._request_cache = RequestCache(self.cache, self)
-        return self._request_cache
-
-    @property
     def routed(self) -> AsgiScope:
         return self._asgi if self._outgoing is None else self._outgoing.exchange.routed
 
@@ -219,7 +219,7 @@ class Silence(Client):
         False where that is not told at once: an exchange is to find out.
         """
         filler = self._filler
-        if self.ended or self.scope.closed or self._asgi.get("endpoint") is not endpoint or not self._is_plain(filler):
+        if self.ended or self.scope.closed or self._asgi.get("endpoint") is not endpoint or not self._is_plain():
             return False
         assert filler is not None
         self.ended = True
@@ -241,24 +241,20 @@ class Silence(Client):
         self.scope.may_await = False
         return True
 
-    def _is_plain(self, filler: Filler | None) -> bool:
+    def _is_plain(self) -> bool:
         """Whether nothing but the URL and the response decides what is stored, and nothing around sees to it."""
-        origin = self._origin if self._reading is not None else None
+        filler = self._filler
         return (
-            origin is not None
+            self._reading is not None
             and filler is not None
             and filler.can_add
             and filler._agreed
             and self.scope.parent is None
             and filler is self._middleware.cache._filler
             and not self._middleware.cache._disabled
-            and origin["method"] == "GET"
-            and DECISIVE.isdisjoint(map(name_of, origin["headers"]))
+            and self._origin["method"] == "GET"
+            and DECISIVE.isdisjoint(map(name_of, self._origin["headers"]))
         )
-
-    def tag(self, tags: Iterable[str]) -> None:
-        """Tags of the response, as they stand in the backend."""
-        self.scope.gather(set(tags), self.scope.backend)
 
     def refuse(self, why: str, error: Exception) -> None:
         """As an exchange does."""
@@ -295,7 +291,7 @@ class Silence(Client):
         precedents = self._middleware.precedents
         beginning, length = beginning_of(self._policy, start)
         precedent = precedents.find(beginning, self._policy)
-        if precedent is not None and (self._flight is not None or self._is_plain(self._filler)):
+        if precedent is not None and (self._flight is not None or self._is_plain()):
             self.ended = True
             self._precedent, self._length = precedent, length
             self._held = {**start, "headers": [*start["headers"]]}
@@ -308,7 +304,7 @@ class Silence(Client):
         assert outgoing is not None
         await outgoing.send(start)
         if beginning is not None:
-            self._middleware.precedents.note(beginning, outgoing, start)
+            self._middleware.precedents.note(beginning, outgoing)
 
     def _conclude(self, message: Message) -> Awaitable[None]:
         """Store what is held with its body, if that is all of it; else leave it to an exchange."""
@@ -424,10 +420,7 @@ class Silence(Client):
         return self._outgoing is not None and await self._outgoing.exchange.failed(self._outgoing, error)
 
     def over(self) -> None:
-        """Nothing more comes of this request."""
-        self._asgi[SCOPE_KEY] = self._middleware.afterwards  # itself would be a cycle
-        if self._request_cache is not None:
-            self._request_cache._over()
+        super().over()
         self._filling = None
         if self._outgoing is not None:
             exchange = self._outgoing.exchange

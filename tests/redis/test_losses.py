@@ -113,14 +113,14 @@ def in_one_piece(server: Server, *commands: tuple[Any, ...]) -> list[Any]:
 
 def journal_evicted(server: Server, load: Load) -> None:
     """And nothing else, as `allkeys-lru` does with what was not used for long: entries stay."""
-    # It is large, to be enough, and said to be idle: one in use is evicted last. Its tags are well compressed.
-    fill = "for i = 1, 300 do redis.call('ZADD', KEYS[1], 1, '|t|' .. i .. string.rep('x', 1000)) end"
+    # It is said to be idle: one in use is evicted last. And it is large: that it is gone is enough, even if the memory of
+    # those who read has grown meanwhile. (Its tags are well compressed.)
+    fill = "for i = 1, 12 do redis.call('ZADD', KEYS[1], 1, '|t|' .. i .. string.rep('x', 100000)) end"
     with load.without_writers():
-        evicted = int(server.info("stats")["evicted_keys"])
+        before = server.run("DBSIZE")
         is_there = True
-        while (
-            is_there
-        ):  # a server looks at some keys, and for half a millisecond: on a busy machine that may be too few
+        # A server looks at some keys, and for half a millisecond: on a busy machine that may be too few.
+        while is_there:
             server.run("EVAL", fill, 1, JOURNAL)
             dump, used = server.run("DUMP", JOURNAL), int(server.info("memory")["used_memory"])
             *_, is_there, _ = in_one_piece(
@@ -130,8 +130,7 @@ def journal_evicted(server: Server, load: Load) -> None:
                 ("EXISTS", JOURNAL),
                 ("CONFIG", "SET", "maxmemory", 0),
             )
-        assert int(server.info("stats")["evicted_keys"]) <= evicted + 10
-        assert server.run("DBSIZE") > 20
+        assert server.run("DBSIZE") > before // 2
 
 
 def evicted_at_random(server: Server, load: Load) -> None:

@@ -113,8 +113,8 @@ def in_one_piece(server: Server, *commands: tuple[Any, ...]) -> list[Any]:
 
 def journal_evicted(server: Server, load: Load) -> None:
     """And nothing else, as `allkeys-lru` does with what was not used for long: entries stay."""
-    # It is said to be idle: one in use is evicted last. And it is large: that it is gone is enough, even if the memory of
-    # those who read has grown meanwhile. (Its tags are well compressed.)
+    # It is said to be idle: one in use is evicted last. And it is large: that it is gone is enough, even if the memory
+    # of those who read has grown meanwhile. (Its tags are well compressed.)
     fill = "for i = 1, 12 do redis.call('ZADD', KEYS[1], 1, '|t|' .. i .. string.rep('x', 100000)) end"
     with load.without_writers():
         before = server.run("DBSIZE")

@@ -51,7 +51,7 @@ from asynctag.http.stored import RESPONSES, StoredResponse
 from asynctag.http.surrogates import OVERFLOW, Surrogates, write_groups
 from asynctag.http.unsafe import is_safe
 from asynctag.http.variants import DIMENSIONS, PLAIN, Dimensions, url_base, url_path, variant_key
-from asynctag.http.wanted import SILENT, SLOTS, WANTED, Wanted, wanted_on
+from asynctag.http.wanted import PATHS, SILENT, SILENT_FOLDER, UNKNOWN, WANTED, Wanted, folder_of, wanted_on
 from asynctag.names import KEY, user_tags
 from asynctag.pending import as_written
 from asynctag.scope import current_scope
@@ -221,22 +221,28 @@ class CacheMiddleware:
                     filler = self._notice_backend()
                 wanted = self._wanted
                 if wanted is not None:
-                    number = hash(scope["path"]) % SLOTS
+                    path, paths = scope["path"], wanted.paths
+                    number = hash(path) % PATHS
+                    noted = paths[number]
                     # Nothing is stored, unless the request wants nothing but what is.
-                    if wanted[number] != WANTED and b"cache-control" not in map(name_of, scope["headers"]):
-                        silent = wanted[number] == SILENT
-                        if silent and not Window.any_defined and current_scope.get() is None:
-                            scope[SCOPE_KEY] = passing = Passing(self, scope, send)
-                            token = current_exchange.set(passing)
-                            try:
-                                await self.app(scope, receive, passing.send)
-                            finally:
-                                current_exchange.reset(token)
-                                passing.over()
-                            if passing.ended:
-                                wanted[number] = WANTED
-                            return
-                        reading = None if silent else self._nothing_read(filler.backend)
+                    if noted != WANTED and b"cache-control" not in map(name_of, scope["headers"]):
+                        if noted == SILENT or wanted.folders[folder_of(path)] == SILENT_FOLDER:
+                            if not Window.any_defined and current_scope.get() is None:
+                                scope[SCOPE_KEY] = passing = Passing(self, scope, send)
+                                token = current_exchange.set(passing)
+                                try:
+                                    await self.app(scope, receive, passing.send)
+                                finally:
+                                    current_exchange.reset(token)
+                                    passing.over()
+                                if passing.ended:
+                                    wanted.note(path, wanted=True)
+                                elif paths[number] == UNKNOWN:
+                                    paths[number] = SILENT
+                                return
+                            reading = None
+                        else:
+                            reading = self._nothing_read(filler.backend)
                         # As `_pass_silently` does it, without a coroutine more.
                         scope[SCOPE_KEY] = silence = Silence(self, filler, scope, receive, send, reading)
                         token = current_exchange.set(silence)
@@ -250,8 +256,8 @@ class CacheMiddleware:
                             current_scope.reset(gathering)
                             current_exchange.reset(token)
                             silence.over()
-                        if wanted[number] != WANTED:
-                            wanted[number] = WANTED if silence.ended else SILENT
+                        if noted == UNKNOWN or silence.ended:
+                            wanted.note(path, wanted=silence.ended)
                         return
             url = self._plain_url(scope)
             known = None
@@ -306,7 +312,7 @@ class CacheMiddleware:
         """A response is stored at `path` now."""
         wanted = self._wanted if filler is self._wanted_on else wanted_on(filler.backend)
         if wanted is not None:
-            wanted[hash(path) % SLOTS] = WANTED
+            wanted.note_stored(path)
 
     async def _pass_silently(
         self, scope: AsgiScope, receive: Receive, send: Send, filler: Filler | None, reading: Reading | None

@@ -5,6 +5,7 @@ Ages, lifetimes and times are seconds. A rule that refuses says why, in a word t
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from math import isfinite
 from typing import Any, Literal
 
@@ -395,30 +396,53 @@ def _directives(fields: Mapping[bytes, list[bytes]], targets: Sequence[bytes]) -
     return parse_cache_control(fields.get(b"cache-control", ())), False
 
 
-def telling_fields(targets: Collection[bytes]) -> frozenset[bytes]:
-    """The fields by which a response may have a lifetime by its own word: without one of them it has none."""
-    return frozenset((*targets, b"cache-control", b"expires"))
+#: Names that most responses have, as they are mostly written, and that tell nothing of a lifetime.
+_USUAL = frozenset(
+    {b"content-encoding", b"content-length", b"content-type", b"date", b"location", b"server", b"set-cookie", b"vary"}
+)
 
 
-def may_be_stored(headers: Headers, telling: frozenset[bytes]) -> bool:
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """The fields by which a response may have a lifetime by its own word: without one of them it has none.
+
+    `targets` are those that speak to caches such as this one; `others` do not tell anything for sure.
+    """
+
+    targets: frozenset[bytes]
+    others: frozenset[bytes]
+
+
+def telling_fields(targets: Collection[bytes]) -> Telling:
+    return Telling(frozenset(targets), _USUAL.difference(targets))
+
+
+def may_be_stored(headers: Headers, telling: Telling) -> bool:
     """Whether a response may have a lifetime by its own word, at a glance: where this is false, `storable` says no too,
-    and none of the targets is there. `telling` is what `telling_fields` gives."""
-    says = forbids = relents = targeted = False
+    and none of the targets is there."""
+    others = telling.others
+    says = forbids = relents = False
     for sent, value in headers:
-        name = sent if sent in telling else sent.lower()
-        if name not in telling:
+        if sent in others:
             continue
+        name = sent.lower()
         if name == b"cache-control":
-            said = value.lower()
             says = True
-            members = said.replace(b" ", b"").split(b",") if b'"' not in said else ()
-            forbids = forbids or b"no-store" in members or b"private" in members
-            relents = relents or b"must-understand" in said
+            forbidden, relented = _at_a_glance(bytes(value))
+            forbids, relents = forbids or forbidden, relents or relented
+        elif name in telling.targets:
+            return True
         elif name == b"expires":
             says = True
-        else:
-            targeted = True
-    return targeted or (says and (relents or not forbids))
+    return says and (relents or not forbids)
+
+
+@lru_cache(maxsize=128)
+def _at_a_glance(cache_control: bytes) -> tuple[bool, bool]:
+    """Whether it surely forbids to store, and whether it may relent for who understands (RFC 9111 §5.2.2.3)."""
+    said = cache_control.lower()
+    members = said.replace(b" ", b"").split(b",") if b'"' not in said else ()
+    return b"no-store" in members or b"private" in members, b"must-understand" in said
 
 
 #: Statuses whose responses mean to a cache what they mean to everybody (RFC 9111 §3, RFC 9110 §15).

@@ -98,8 +98,11 @@ class Passing(_InPlace):
 
     def send(self, message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
-            message = with_list(message)
-            if may_be_stored(message["headers"], self._middleware.telling):
+            headers = message.get("headers")
+            if type(headers) is not list:
+                message = with_list(message)
+                headers = message["headers"]
+            if may_be_stored(headers, self._middleware.telling):
                 self.ended = True
         return self._send(message)
 
@@ -110,8 +113,7 @@ class Passing(_InPlace):
 
 def with_list(start: Message) -> Message:
     """The start of a response with its headers as a list: as an iterable, they could be looked at once only."""
-    headers = start.get("headers")
-    return start if type(headers) is list else {**start, "headers": list(headers or ())}
+    return {**start, "headers": list(start.get("headers") or ())}
 
 
 class Silence(_InPlace, Client):
@@ -271,7 +273,8 @@ class Silence(_InPlace, Client):
             return self._conclude(message)
         kind = message["type"]
         if kind == "http.response.start":
-            message = with_list(message)
+            if type(message.get("headers")) is not list:
+                message = with_list(message)
             if self._flight is not None or may_be_stored(message["headers"], self._middleware.telling):
                 judged = self._judge(message)
                 if judged is not None:

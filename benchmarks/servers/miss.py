@@ -1,5 +1,9 @@
-"""A Starlette route that returns ready bytes, and what may stand around it when each request is a miss."""
+"""A Starlette route that returns ready bytes, and what may stand around it when each request is a miss.
 
+And a FastAPI route that returns a model.
+"""
+
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
@@ -11,7 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from asynctag import Cache
 from asynctag.backends.memory import MemoryBackend
 from asynctag.http import CacheMiddleware, cache_response
-from benchmarks.servers.body import BODY
+from benchmarks.servers.body import BODY, PRODUCT
+from benchmarks.workers.payloads import Product
 
 #: So few that the cache is full after some rounds: a miss then makes room too.
 MAX_ENTRIES = 10_000
@@ -75,3 +80,15 @@ no_store = app_of(refusing, cached())
 endpoint = app_of(cache_response(ttl=60)(silent), cached())
 public = app_of(cache_response(ttl=60, public=True)(silent), cached())
 declared = app_of(declaring, cached())
+
+
+async def read(product_id: int) -> Product:
+    return PRODUCT
+
+
+plain_fastapi = FastAPI()
+plain_fastapi.get("/products/{product_id}")(read)
+fastapi_silent = FastAPI(middleware=[cached()])
+fastapi_silent.get("/products/{product_id}")(read)
+fastapi_endpoint = FastAPI(middleware=[cached()])
+fastapi_endpoint.get("/products/{product_id}")(cache_response(ttl=60, tags=["product:{product_id}"])(read))

@@ -29,8 +29,17 @@ KEPT = [
     contender("asynctag: public=True, stored", "public", STORED),
     contender("asynctag: declared public, stored", "declared", STORED),
 ]
+FASTAPI = contender("FastAPI, a model: no middleware", "plain_fastapi")
+ON_FASTAPI = [
+    contender("FastAPI, a model: asynctag, nothing said", "fastapi_silent"),
+    contender("FastAPI, a model: asynctag, at the endpoint, stored", "fastapi_endpoint", STORED),
+]
 #: The route that each is the same as, without any middleware, where that is not the plain one.
-BASES = {NOT_STORED[1].label: REFUSING.label, KEPT[2].label: DECLARING.label}
+BASES = {
+    NOT_STORED[1].label: REFUSING.label,
+    KEPT[2].label: DECLARING.label,
+    **{one.label: FASTAPI.label for one in (FASTAPI, *ON_FASTAPI)},
+}
 CONTENDERS = [
     PLAIN,
     REFUSING,
@@ -40,13 +49,15 @@ CONTENDERS = [
     contender("a BaseHTTPMiddleware that does nothing", "base_http"),
     *NOT_STORED,
     *KEPT,
+    FASTAPI,
+    *ON_FASTAPI,
 ]
 MOST_NOT_STORED, MOST_STORED = 1.15, 1.4
 
 
 def run(run: Run) -> Report:
     report = Report("http-miss", "What a miss adds to a route of 1 KB over HTTP")
-    starts, rounds = run.pick(3, 1), run.pick(6, 4)
+    starts, rounds = run.pick(8, 1), run.pick(3, 4)
     found = started(report.name, CONTENDERS, starts, rounds, PATH)
     again = started(report.name, [PLAIN, REFUSING, *NOT_STORED], starts, rounds, ONE_PATH)
     times = {label: times_the_base(found, label) for label in found.rates}
@@ -68,7 +79,7 @@ def run(run: Run) -> Report:
                     f"{times[label]:.2f}×",
                     f"{median(one.rates[name]):,.0f}",
                     duration(median(one.costs[name])),
-                    "" if name == PLAIN.label else duration(added(one, name)),
+                    "" if name in (PLAIN.label, FASTAPI.label) else duration(added(one, name)),
                 ]
                 for label in times
                 for name, one in [(label.removesuffix(AGAIN), again if label.endswith(AGAIN) else found)]
@@ -93,7 +104,7 @@ def run(run: Run) -> Report:
                 (
                     "",
                     [
-                        Bar(label, value, f"{figure(value)}×", label.startswith("asynctag"))
+                        Bar(label, value, f"{figure(value)}×", "asynctag" in label)
                         for label, value in sorted(times.items(), key=lambda item: item[1])
                     ],
                 )

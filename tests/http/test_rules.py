@@ -297,7 +297,7 @@ def test_a_field_for_this_cache_stands_over_cache_control_rfc9213_2_2(headers: P
 
 SAYING = [
     (name, value)
-    for name in (b"cache-control", b"expires", CDN, b"x-other")
+    for name in (b"cache-control", b"Cache-Control", b"expires", CDN, CDN.title(), b"x-other", b"content-type")
     for value in (
         b"public, max-age=5",
         b"no-store",
@@ -313,6 +313,12 @@ def test_a_glance_never_overlooks_what_may_be_stored(headers: Pairs, store: Stor
     """What it lets go by is not stored for any reason."""
     if not may_be_stored(headers, telling_fields((CDN,))):
         assert isinstance(storable(GET, 200, headers, None, store=store, targets=(CDN,), now=NOW), str)
+
+
+def test_a_usual_header_may_be_what_speaks_to_this_cache() -> None:
+    for name in (b"server", b"Server"):
+        assert may_be_stored([(name, b"max-age=5")], telling_fields((b"server", CDN)))
+        assert not may_be_stored([(name, b"max-age=5")], telling_fields((CDN,)))
 
 
 def test_a_field_for_caches_is_no_leave_for_authenticated_answers_rfc9111_3_5() -> None:

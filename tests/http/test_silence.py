@@ -16,6 +16,7 @@ from asynctag.backends.base import Entry, Written
 from asynctag.backends.memory import MemoryBackend
 from asynctag.http import CacheMiddleware, cache_response
 from asynctag.http.request import cache_of
+from asynctag.http.wanted import SILENT_FOLDER
 from asynctag.testing import FakeClock
 from tests.http.driver import ask, request
 
@@ -343,6 +344,37 @@ async def test_a_silent_path_can_be_cached_from_the_next_request_on(cache: Cache
     assert [(await ask(app, "/page")).hit for _ in range(3)] == [False, False, True]
     await cache.invalidate("product:1")
     assert not (await ask(app, "/page")).hit
+
+
+@pytest.mark.parametrize("asked", [SILENT_FOLDER - 1, SILENT_FOLDER])
+async def test_a_new_path_among_many_silent_ones_is_taken_for_silent(cache: Cache, asked: int) -> None:
+    """What can be lost is one response of a folder, which is stored a request later, and never a hit after that."""
+
+    async def silent(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("page")
+
+    routes = [Route(f"/{folder}/silent/{{name}}", silent) for folder in "ab"]
+    routes += [Route(f"/{folder}/{kind}/{{name}}", page()) for folder in "ab" for kind in ("silent/wanted", "other")]
+    routes += [Route("/a/silent-wanted/{name}", page())]
+    app = CacheMiddleware(Starlette(routes=[Route("/a/silent/wanted-{name}", page()), *routes]), cache=cache)
+    for number in range(asked):
+        assert (await ask(app, f"/a/silent/{number}")).cache_status == ""
+    guessed = asked == SILENT_FOLDER
+    for path in ("/a/other/1", "/b/silent/wanted/1", "/a/silent-wanted/1"):  # not in that folder
+        assert [(await ask(app, path)).hit for _ in range(2)] == [False, True]
+    hits = [(await ask(app, "/a/silent/wanted-1")).hit for _ in range(3)]
+    assert hits == ([False, False, True] if guessed else [False, True, True])
+    for number in range(2 * SILENT_FOLDER):  # silent ones do not count any more, where one was wanted
+        await ask(app, f"/a/silent/more-{number}")
+    assert [(await ask(app, "/a/silent/wanted-2")).hit for _ in range(2)] == [False, True]
+
+
+async def test_a_path_that_is_asked_for_again_counts_once_in_its_folder(cache: Cache) -> None:
+    routes = [Route("/wanted", page()), Route("/{name}", lambda request: PlainTextResponse("page"))]
+    app = CacheMiddleware(Starlette(routes=routes), cache=cache)
+    for _ in range(2 * SILENT_FOLDER):
+        await ask(app, "/silent")
+    assert [(await ask(app, "/wanted")).hit for _ in range(2)] == [False, True]
 
 
 # --- what a backend adds, and what is left behind ------------------------------------------------------

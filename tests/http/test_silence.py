@@ -17,7 +17,9 @@ from asynctag.backends.memory import MemoryBackend
 from asynctag.http import CacheMiddleware, cache_response
 from asynctag.http.request import cache_of
 from asynctag.http.wanted import SILENT_FOLDER
+from asynctag.scope import current_scope
 from asynctag.testing import FakeClock
+from asynctag.windows import Window
 from tests.http.driver import ask, request
 
 pytestmark = pytest.mark.anyio
@@ -375,6 +377,70 @@ async def test_a_path_that_is_asked_for_again_counts_once_in_its_folder(cache: C
     for _ in range(2 * SILENT_FOLDER):
         await ask(app, "/silent")
     assert [(await ask(app, "/wanted")).hit for _ in range(2)] == [False, True]
+
+
+async def test_a_path_that_passed_among_silent_ones_stays_silent(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a response in the folder is wanted, those that are known by then still cost no scope."""
+    monkeypatch.setattr(Window, "any_defined", False)  # which other tests define
+    scopes: list[object] = []
+
+    async def silent(request: Request) -> PlainTextResponse:
+        scopes.append(current_scope.get())
+        return PlainTextResponse("page")
+
+    app = CacheMiddleware(Starlette(routes=[Route("/wanted", page()), Route("/{name}", silent)]), cache=cache)
+    for number in range(SILENT_FOLDER + 1):
+        await ask(app, f"/{number}")
+    assert None not in scopes[:-1]
+    assert scopes[-1] is None
+    for path in ("/wanted", f"/{SILENT_FOLDER}", "/new"):
+        await ask(app, path)
+    assert scopes[-2] is None
+    assert scopes[-1] is not None
+
+
+async def test_what_is_stored_while_a_request_passes_in_silence_is_found(cache: Cache) -> None:
+    """One that ends later, and whose response nobody wanted, does not say that nobody wants any."""
+    begun, go_on = anyio.Event(), anyio.Event()
+
+    async def endpoint(request: Request) -> PlainTextResponse:
+        if not begun.is_set():
+            begun.set()
+            await go_on.wait()
+            return PlainTextResponse("silent")
+        return PlainTextResponse("page", headers={"cache-control": "public, max-age=60"})
+
+    app = CacheMiddleware(Starlette(routes=[Route("/page", endpoint)]), cache=cache)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask, app, "/page")
+        await begun.wait()
+        assert "stored" in (await ask(app, "/page")).cache_status
+        go_on.set()
+    assert (await ask(app, "/page")).hit
+
+
+async def test_a_silent_path_within_a_computation_can_be_cached_from_the_next_request_on(cache: Cache) -> None:
+    wants = False
+
+    async def endpoint(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("page", headers={"cache-control": "public, max-age=60"} if wants else {})
+
+    app = CacheMiddleware(Starlette(routes=[Route("/page", endpoint)]), cache=cache)
+
+    async def within() -> bool:
+        hits: list[bool] = []
+
+        async def compute() -> str:
+            hits.append((await ask(app, "/page")).hit)
+            return "part"
+
+        await cache.get_or_set("part", compute, ttl=60)
+        await cache.delete("part")
+        return hits[0]
+
+    assert not await within()
+    wants = True
+    assert [await within() for _ in range(3)] == [False, False, True]
 
 
 # --- what a backend adds, and what is left behind ------------------------------------------------------

@@ -51,7 +51,7 @@ from asynctag.http.stored import RESPONSES, StoredResponse
 from asynctag.http.surrogates import OVERFLOW, Surrogates, write_groups
 from asynctag.http.unsafe import is_safe
 from asynctag.http.variants import DIMENSIONS, PLAIN, Dimensions, url_base, url_path, variant_key
-from asynctag.http.wanted import PATHS, SILENT, SILENT_FOLDER, UNKNOWN, WANTED, Wanted, folder_of, wanted_on
+from asynctag.http.wanted import SILENT, SLOTS, UNKNOWN, WANTED, Wanted, wanted_on
 from asynctag.names import KEY, user_tags
 from asynctag.pending import as_written
 from asynctag.scope import current_scope
@@ -80,7 +80,7 @@ _K = TypeVar("_K")
 _V = TypeVar("_V")
 
 
-class _Known:
+class Known:
     """A URL that was asked for, and the headers of its hits as they go out within a second.
 
     `base` is the URL without its query, `key` that of its response where the URL is the whole of it. `dims` is what
@@ -152,6 +152,11 @@ class CacheMiddleware:
         for option, header in {"expose_tags": expose_tags, "target": target}.items():
             if header is not None and not (isinstance(header, str) and is_field_name(header.encode())):
                 raise ConfigurationError(f"CacheMiddleware({option}={header!r}): give the name of a header")
+        if target is not None and target.lower() in ("cache-control", "expires"):
+            raise ConfigurationError(
+                f"CacheMiddleware(target={target!r}): that speaks to clients too, and would not reach them. Name a "
+                f"header that is for this cache alone, as Asynctag-Cache-Control"
+            )
         if isinstance(policy, Mapping):
             policy = PathPolicies(policy)
         elif policy is not None and not callable(policy):
@@ -181,7 +186,7 @@ class CacheMiddleware:
             raise ConfigurationError(
                 f"CacheMiddleware(surrogates_for={surrogates_for!r}): give a function of the request, with surrogates="
             )
-        #: The headers without one of which no response is stored by its own word.
+        #: By which headers a response may be stored by its own word.
         self.telling = telling_fields(self.targets)
         self.buffer_tags = buffer_tags
         self.groups = groups
@@ -191,7 +196,7 @@ class CacheMiddleware:
         if groups:
             cache.after_invalidation(_note_invalidated)
         self._token = cache_status(name=name)
-        self._known: dict[_Url, _Known] = {}
+        self._known: dict[_Url, Known] = {}
         self._policy = policy
         self._exposed_as = expose_tags.lower().encode() if expose_tags is not None else None
         #: Whether a request may go by without an exchange: neither a policy nor headers with tags are for all of them.
@@ -221,29 +226,20 @@ class CacheMiddleware:
                     filler = self._notice_backend()
                 wanted = self._wanted
                 if wanted is not None:
-                    path, paths = scope["path"], wanted.paths
-                    number = hash(path) % PATHS
-                    noted = paths[number]
+                    number = hash(scope["path"]) % SLOTS
                     # Nothing is stored, unless the request wants nothing but what is.
-                    if noted != WANTED and b"cache-control" not in map(name_of, scope["headers"]):
-                        if noted == SILENT or wanted.folders[folder_of(path)] == SILENT_FOLDER:
-                            if not Window.any_defined and current_scope.get() is None:
-                                scope[SCOPE_KEY] = passing = Passing(self, scope, send)
-                                token = current_exchange.set(passing)
-                                try:
-                                    await self.app(scope, receive, passing.send)
-                                finally:
-                                    current_exchange.reset(token)
-                                    passing.over()
-                                if passing.ended:
-                                    wanted.note(path, wanted=True)
-                                elif paths[number] == UNKNOWN:
-                                    paths[number] = SILENT
-                                return
-                            reading = None
-                        else:
-                            reading = self._nothing_read(filler.backend)
+                    if wanted[number] != WANTED and b"cache-control" not in map(name_of, scope["headers"]):
+                        if wanted[number] == SILENT and not Window.any_defined and current_scope.get() is None:
+                            scope[SCOPE_KEY] = passing = Passing(self, scope, receive, send)
+                            token = current_exchange.set(passing)
+                            try:
+                                await self.app(scope, receive, passing.send)
+                            finally:
+                                current_exchange.reset(token)
+                                passing.over()
+                            return
                         # As `_pass_silently` does it, without a coroutine more.
+                        reading = self._nothing_read(filler.backend)
                         scope[SCOPE_KEY] = silence = Silence(self, filler, scope, receive, send, reading)
                         token = current_exchange.set(silence)
                         gathering = current_scope.set(silence.scope)
@@ -256,8 +252,10 @@ class CacheMiddleware:
                             current_scope.reset(gathering)
                             current_exchange.reset(token)
                             silence.over()
-                        if noted == UNKNOWN or silence.ended:
-                            wanted.note(path, wanted=silence.ended)
+                        if silence.ended:
+                            wanted[number] = WANTED
+                        elif silence.answered and wanted[number] == UNKNOWN:
+                            wanted[number] = SILENT
                         return
             url = self._plain_url(scope)
             known = None
@@ -266,8 +264,9 @@ class CacheMiddleware:
             messages = self._ready(known) if known is not None else None
             if messages is None and known is not None and known.dims is not None:
                 messages = await self._fetch(scope, known)
-            if messages is None and known is not None and known.silent:
-                known.silent = await self._pass_silently(scope, receive, send, filler_in_use(self.cache), None)
+            if messages is None and known is not None and known.silent and current_scope.get() is None:
+                filler = filler_in_use(self.cache)
+                known.silent = await self._pass_silently(scope, receive, send, filler, None, known)
                 return
             if messages is None:
                 if known is not None:
@@ -312,13 +311,22 @@ class CacheMiddleware:
         """A response is stored at `path` now."""
         wanted = self._wanted if filler is self._wanted_on else wanted_on(filler.backend)
         if wanted is not None:
-            wanted.note_stored(path)
+            wanted[hash(path) % SLOTS] = WANTED
 
     async def _pass_silently(
-        self, scope: AsgiScope, receive: Receive, send: Send, filler: Filler | None, reading: Reading | None
+        self,
+        scope: AsgiScope,
+        receive: Receive,
+        send: Send,
+        filler: Filler | None,
+        reading: Reading | None,
+        known: Known | None = None,
     ) -> bool:
-        """Run the application where mostly nobody wants the response cached. Whether nobody did."""
-        scope[SCOPE_KEY] = silence = Silence(self, filler, scope, receive, send, reading)
+        """Run the application where mostly nobody wants the response cached. Whether it answered, and nobody did.
+
+        `known`: the URL, where it was silent before.
+        """
+        scope[SCOPE_KEY] = silence = Silence(self, filler, scope, receive, send, reading, known)
         token = current_exchange.set(silence)
         gathering = current_scope.set(silence.scope)
         try:
@@ -330,7 +338,7 @@ class CacheMiddleware:
             current_scope.reset(gathering)
             current_exchange.reset(token)
             silence.over()
-        return not silence.ended
+        return silence.answered and not silence.ended
 
     async def _pass(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Run the application for a request that no response is stored for: an unsafe one, a websocket."""
@@ -383,7 +391,7 @@ class CacheMiddleware:
         except KeyError:  # of a server that leaves out what it may
             return None
 
-    def _ready(self, known: _Known) -> tuple[Message, Message] | None:
+    def _ready(self, known: Known) -> tuple[Message, Message] | None:
         """The hit of such a request that can be told at once, where the URL is the whole key.
 
         What `_hit` finds too, in a third of the time.
@@ -394,7 +402,7 @@ class CacheMiddleware:
         response: StoredResponse = entry.body if entry.thaw is None else entry.load()
         return self._reply(known, entry, response)
 
-    async def _fetch(self, asgi: AsgiScope, known: _Known) -> tuple[Message, Message] | None:
+    async def _fetch(self, asgi: AsgiScope, known: Known) -> tuple[Message, Message] | None:
         """The hit of such a request from outside this process, in one round trip."""
         filler, dims, messages = self.cache._filling(), known.dims, None
         reading = None
@@ -421,7 +429,7 @@ class CacheMiddleware:
         record, reading = await filler.read_many([address.record_key(), address.response_key(dims)])
         return reading if record_of(record) == dims else None
 
-    def _reply(self, known: _Known, entry: Entry, response: StoredResponse) -> tuple[Message, Message] | None:
+    def _reply(self, known: Known, entry: Entry, response: StoredResponse) -> tuple[Message, Message] | None:
         """The messages of a hit, if it may be served to everybody."""
         if not response.public or (response.windows is not None and not self.can_fill(response)):
             return None
@@ -444,7 +452,7 @@ class CacheMiddleware:
             else {"type": "http.response.body", "windows": response.windows},
         )
 
-    def _know(self, url: _Url) -> _Known | None:
+    def _know(self, url: _Url) -> Known | None:
         """Remember a URL, unless it is long: clients make them up."""
         scheme, host, raw, path, root, query = url
         if raw is None or len(host) + len(raw) + len(path) + len(root) + len(query) > MAX_LENGTH_KNOWN:
@@ -452,7 +460,7 @@ class CacheMiddleware:
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
         base = url_base(scheme, host, url_path(raw, path, root))
-        known = _Known(base, f"{self.cache.namespace}|{KEY}|http {variant_key(base, query, (), PLAIN)}")
+        known = Known(base, f"{self.cache.namespace}|{KEY}|http {variant_key(base, query, (), PLAIN)}")
         self._known[url] = known
         return known
 
@@ -497,7 +505,7 @@ class CacheMiddleware:
         send: Send,
         facts: RequestFacts,
         address: Address,
-        known: _Known | None,
+        known: Known | None,
     ) -> None:
         filler = filler_in_use(self.cache)
         reading = await _look_up(filler, address)

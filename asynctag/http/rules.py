@@ -406,7 +406,8 @@ _USUAL = frozenset(
 class Telling:
     """The fields by which a response may have a lifetime by its own word: without one of them it has none.
 
-    `targets` are those that speak to caches such as this one; `others` do not tell anything for sure.
+    `targets` are those that speak to caches such as this one, beside `Cache-Control` and `Expires`; `others` are usual
+    ones that surely tell nothing.
     """
 
     targets: frozenset[bytes]
@@ -414,6 +415,7 @@ class Telling:
 
 
 def telling_fields(targets: Collection[bytes]) -> Telling:
+    """Those of a cache to which the fields `targets` speak, in lower case."""
     return Telling(frozenset(targets), _USUAL.difference(targets))
 
 
@@ -439,10 +441,11 @@ def may_be_stored(headers: Headers, telling: Telling) -> bool:
 
 @lru_cache(maxsize=128)
 def _at_a_glance(cache_control: bytes) -> tuple[bool, bool]:
-    """Whether it surely forbids to store, and whether it may relent for who understands (RFC 9111 §5.2.2.3)."""
+    """Whether it forbids to store, and whether that is to be read with care: it may relent for who understands it
+    (RFC 9111 §5.2.2.3), or be quoted."""
     said = cache_control.lower()
-    members = said.replace(b" ", b"").split(b",") if b'"' not in said else ()
-    return b"no-store" in members or b"private" in members, b"must-understand" in said
+    members = [member.strip(b" \t") for member in said.split(b",")]
+    return b"no-store" in members or b"private" in members, b"must-understand" in said or b'"' in said
 
 
 #: Statuses whose responses mean to a cache what they mean to everybody (RFC 9111 §3, RFC 9110 §15).

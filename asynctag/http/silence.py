@@ -12,7 +12,7 @@ from asynctag.fill import Filler, in_order
 from asynctag.flight import Fate, Flight, Turn
 from asynctag.http.asgi import AsgiScope, Message, Receive, Send
 from asynctag.http.client import Client, as_it_came
-from asynctag.http.exchange import Address, Exchange, scope_of_response
+from asynctag.http.exchange import Address, Exchange, filler_in_use, scope_of_response
 from asynctag.http.guards import effective_route
 from asynctag.http.headers import make_etag, name_of
 from asynctag.http.outgoing import Outgoing
@@ -24,7 +24,7 @@ from asynctag.http.stored import RESPONSES, StoredResponse
 from asynctag.http.variants import DIMENSIONS, PLAIN
 
 if TYPE_CHECKING:
-    from asynctag.http.middleware import CacheMiddleware
+    from asynctag.http.middleware import CacheMiddleware, Known
 
 
 def silence_here() -> "Silence | None":
@@ -70,45 +70,66 @@ class _InPlace:
 
 
 class Passing(_InPlace):
-    """Stands where an exchange would, for a path of which nobody wanted the response cached when it was asked for last.
+    """Stands where an exchange would, for a path that answered 200 the last time, and nobody wanted that cached.
 
-    Nothing is gathered of this response. If somebody does want it cached, the next one for the path can be.
+    Nothing is gathered of this response. If somebody does want it cached, an exchange sees to what goes out, as where
+    the backend does not answer: it is not stored, the next one for the path can be.
     """
 
-    __slots__ = ("_asgi", "_middleware", "_request_cache", "_send", "ended")
+    __slots__ = ("_asgi", "_is_over", "_middleware", "_outgoing", "_path", "_receive", "_request_cache", "_send")
 
     scope = None
 
-    def __init__(self, middleware: "CacheMiddleware", asgi: AsgiScope, send: Send) -> None:
+    def __init__(self, middleware: "CacheMiddleware", asgi: AsgiScope, receive: Receive, send: Send) -> None:
         self._middleware = middleware
         self._asgi = asgi
+        self._path = asgi["path"]
+        self._receive = receive
         self._send = send
+        self._outgoing: Outgoing | None = None
         self._request_cache: RequestCache | None = None
-        #: Whether somebody wants the response cached.
-        self.ended = False
+        self._is_over = False
 
     @property
     def routed(self) -> AsgiScope:
-        return self._asgi
+        return self._asgi if self._outgoing is None else self._outgoing.exchange.routed
 
-    def end(self) -> Literal[False]:
+    def end(self) -> "Exchange | Literal[False]":
         """Somebody wants the response cached: not this one, but the next."""
-        self.ended = True
-        return False
+        if self._outgoing is not None:
+            return self._outgoing.exchange
+        if self._is_over:
+            return False
+        middleware, asgi = self._middleware, self._asgi
+        cache = middleware.cache
+        filler = filler_in_use(cache)
+        if filler is not None:
+            middleware.note_wanted(self._path, filler)
+        facts, address = read_request(asgi["method"], asgi["headers"]), Address(asgi, cache.namespace)
+        client, scope = Client(self._receive), scope_of_response(filler, cache, asgi)
+        exchange = Exchange(middleware, filler, asgi, as_it_came(asgi), client, facts, address, None, scope, 0.0)
+        self._outgoing = Outgoing(exchange, self._send)
+        return exchange
 
     def send(self, message: Message) -> Awaitable[None]:
+        if self._outgoing is not None:
+            return self._outgoing.send(message)
         if message["type"] == "http.response.start":
-            headers = message.get("headers")
-            if type(headers) is not list:
+            if type(message.get("headers")) is not list:
                 message = with_list(message)
-                headers = message["headers"]
-            if may_be_stored(headers, self._middleware.telling):
-                self.ended = True
+            if may_be_stored(message["headers"], self._middleware.telling) and self.end():
+                return self.send(message)  # by the exchange
         return self._send(message)
 
+    def over(self) -> None:
+        super().over()
+        self._is_over = True
+        if self._outgoing is not None:
+            self._outgoing.exchange.over()
+
     async def explain(self) -> ResponseExplanation:
-        self.ended = True
-        return ResponseExplanation(None)
+        exchange = self.end()
+        return await exchange.explain() if exchange else ResponseExplanation(None)
 
 
 def with_list(start: Message) -> Message:
@@ -120,7 +141,7 @@ class Silence(_InPlace, Client):
     """Stands where an exchange would, for a URL that has nothing stored, until somebody wants its response cached.
 
     Mostly nobody does, neither a route nor the response. `reading` is from before the application saw the request;
-    without one, as for a URL that was asked for before in silence, only its next request can have an exchange.
+    without one, as for a URL that was asked for before in silence, its exchange stores nothing.
 
     Where all that an exchange would find out is known already, by a precedent, the response is stored without one.
     """
@@ -132,6 +153,8 @@ class Silence(_InPlace, Client):
         "_filling",
         "_flight",
         "_held",
+        "_is_over",
+        "_known",
         "_length",
         "_middleware",
         "_origin",
@@ -155,6 +178,7 @@ class Silence(_InPlace, Client):
         receive: Receive,
         send: Send,
         reading: Reading | None,
+        known: "Known | None" = None,
     ) -> None:
         self._receive = receive  # as a client does, without the call
         self.context = copy_context()
@@ -176,20 +200,28 @@ class Silence(_InPlace, Client):
         self._flight: Flight | None = None
         #: Whether somebody wants the response cached.
         self.ended = False
+        self._is_over = False
+        self._known = known
         self.scope = scope_of_response(filler, middleware.cache, asgi)
-        if reading is not None and filler is not None:
-            self._origin = as_it_came(asgi)
-            self._started = filler.backend.clock()
+        self._origin = as_it_came(asgi)
+        self._started = filler.backend.clock() if filler is not None else 0.0
+
+    @property
+    def answered(self) -> bool:
+        """Whether a 200 went out, as a response that was to be expected."""
+        return self._start is not None and self._start["status"] == 200
 
     @property
     def routed(self) -> AsgiScope:
         return self._asgi if self._outgoing is None else self._outgoing.exchange.routed
 
     def end(self) -> "Exchange | Literal[False]":
-        """Somebody wants the response cached: gives the exchange that sees to it from here on, where one can."""
+        """Somebody wants the response cached: gives the exchange that sees to it from here on, unless all is over."""
         self.ended = True
-        if self._reading is None:
+        if self._is_over:
             return False
+        if self._known is not None:
+            self._known.silent = False  # from now on, for those who come while this runs
         if self._outgoing is None:
             middleware, origin = self._middleware, self._origin
             cache = middleware.cache
@@ -424,6 +456,7 @@ class Silence(_InPlace, Client):
 
     def over(self) -> None:
         super().over()
+        self._is_over = True
         self._filling = None
         if self._outgoing is not None:
             exchange = self._outgoing.exchange

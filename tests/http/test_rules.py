@@ -315,6 +315,14 @@ def test_a_glance_never_overlooks_what_may_be_stored(headers: Pairs, store: Stor
         assert isinstance(storable(GET, 200, headers, None, store=store, targets=(CDN,), now=NOW), str)
 
 
+@pytest.mark.parametrize("lines", [[b"pri vate, public, max-age=5"], [b'x="', b"no-store", b'", public, max-age=5']])
+def test_a_glance_reads_directives_as_the_rules_do(lines: list[bytes]) -> None:
+    """What is no directive forbids nothing: a name with a space in it, and what several lines quote together."""
+    headers = [cc(line) for line in lines]
+    assert not isinstance(storable(GET, 200, headers, None, now=NOW), str)
+    assert may_be_stored(headers, telling_fields((CDN,)))
+
+
 def test_a_usual_header_may_be_what_speaks_to_this_cache() -> None:
     for name in (b"server", b"Server"):
         assert may_be_stored([(name, b"max-age=5")], telling_fields((b"server", CDN)))

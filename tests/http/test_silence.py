@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import pytest
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
@@ -16,7 +17,7 @@ from asynctag.backends.base import Entry, Written
 from asynctag.backends.memory import MemoryBackend
 from asynctag.http import CacheMiddleware, cache_response
 from asynctag.http.request import cache_of
-from asynctag.http.wanted import SILENT_FOLDER
+from asynctag.http.rules import Policy
 from asynctag.scope import current_scope
 from asynctag.testing import FakeClock
 from asynctag.windows import Window
@@ -332,71 +333,29 @@ async def test_a_mounted_application_with_the_same_cache_counts_once(cache: Cach
 # --- a path that was silent before ---------------------------------------------------------------------
 
 
-async def test_a_silent_path_can_be_cached_from_the_next_request_on(cache: Cache) -> None:
-    """By headers and by a policy; what was asked for in silence is not stored, and costs no scope."""
+@pytest.mark.parametrize("windows", [False, True])
+async def test_a_silent_path_can_be_cached_from_the_next_request_on(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, windows: bool
+) -> None:
+    """By headers; what was asked for in silence is not stored, and costs no scope. With windows, all is gathered."""
+    monkeypatch.setattr(Window, "any_defined", windows)
     wants = False
+    scopes: list[object] = []
 
     async def endpoint(request: Request) -> PlainTextResponse:
         cache_of(request).add_tags("product:1")
+        scopes.append(current_scope.get())
         return PlainTextResponse("page", headers={"cache-control": "public, max-age=60"} if wants else {})
 
     app = CacheMiddleware(Starlette(routes=[Route("/{name}", endpoint)]), cache=cache)
     assert [(await ask(app, "/page")).cache_status for _ in range(3)] == [""] * 3
     wants = True
-    assert [(await ask(app, "/page")).hit for _ in range(3)] == [False, False, True]
+    assert [(await ask(app, "/page")).hit for _ in range(3)] == (
+        [False, True, True] if windows else [False, False, True]
+    )
+    assert [one is None for one in scopes[:5]] == ([False] * 4 if windows else [False, True, True, True, False])
     await cache.invalidate("product:1")
     assert not (await ask(app, "/page")).hit
-
-
-@pytest.mark.parametrize("asked", [SILENT_FOLDER - 1, SILENT_FOLDER])
-async def test_a_new_path_among_many_silent_ones_is_taken_for_silent(cache: Cache, asked: int) -> None:
-    """What can be lost is one response of a folder, which is stored a request later, and never a hit after that."""
-
-    async def silent(request: Request) -> PlainTextResponse:
-        return PlainTextResponse("page")
-
-    routes = [Route(f"/{folder}/silent/{{name}}", silent) for folder in "ab"]
-    routes += [Route(f"/{folder}/{kind}/{{name}}", page()) for folder in "ab" for kind in ("silent/wanted", "other")]
-    routes += [Route("/a/silent-wanted/{name}", page())]
-    app = CacheMiddleware(Starlette(routes=[Route("/a/silent/wanted-{name}", page()), *routes]), cache=cache)
-    for number in range(asked):
-        assert (await ask(app, f"/a/silent/{number}")).cache_status == ""
-    guessed = asked == SILENT_FOLDER
-    for path in ("/a/other/1", "/b/silent/wanted/1", "/a/silent-wanted/1"):  # not in that folder
-        assert [(await ask(app, path)).hit for _ in range(2)] == [False, True]
-    hits = [(await ask(app, "/a/silent/wanted-1")).hit for _ in range(3)]
-    assert hits == ([False, False, True] if guessed else [False, True, True])
-    for number in range(2 * SILENT_FOLDER):  # silent ones do not count any more, where one was wanted
-        await ask(app, f"/a/silent/more-{number}")
-    assert [(await ask(app, "/a/silent/wanted-2")).hit for _ in range(2)] == [False, True]
-
-
-async def test_a_path_that_is_asked_for_again_counts_once_in_its_folder(cache: Cache) -> None:
-    routes = [Route("/wanted", page()), Route("/{name}", lambda request: PlainTextResponse("page"))]
-    app = CacheMiddleware(Starlette(routes=routes), cache=cache)
-    for _ in range(2 * SILENT_FOLDER):
-        await ask(app, "/silent")
-    assert [(await ask(app, "/wanted")).hit for _ in range(2)] == [False, True]
-
-
-async def test_a_path_that_passed_among_silent_ones_stays_silent(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a response in the folder is wanted, those that are known by then still cost no scope."""
-    monkeypatch.setattr(Window, "any_defined", False)  # which other tests define
-    scopes: list[object] = []
-
-    async def silent(request: Request) -> PlainTextResponse:
-        scopes.append(current_scope.get())
-        return PlainTextResponse("page")
-
-    app = CacheMiddleware(Starlette(routes=[Route("/wanted", page()), Route("/{name}", silent)]), cache=cache)
-    for number in range(SILENT_FOLDER + 1):
-        await ask(app, f"/{number}")
-    assert None not in scopes[:-1]
-    assert scopes[-1] is None
-    for path in ("/wanted", f"/{SILENT_FOLDER}", "/new"):
-        await ask(app, path)
-    assert scopes[-2] is None
-    assert scopes[-1] is not None
 
 
 async def test_what_is_stored_while_a_request_passes_in_silence_is_found(cache: Cache) -> None:
@@ -419,13 +378,13 @@ async def test_what_is_stored_while_a_request_passes_in_silence_is_found(cache: 
     assert (await ask(app, "/page")).hit
 
 
-async def test_a_silent_path_within_a_computation_can_be_cached_from_the_next_request_on(cache: Cache) -> None:
+async def test_a_silent_path_within_a_computation_can_be_cached_at_once(either: Cache) -> None:
     wants = False
 
     async def endpoint(request: Request) -> PlainTextResponse:
         return PlainTextResponse("page", headers={"cache-control": "public, max-age=60"} if wants else {})
 
-    app = CacheMiddleware(Starlette(routes=[Route("/page", endpoint)]), cache=cache)
+    app = CacheMiddleware(Starlette(routes=[Route("/page", endpoint)]), cache=either)
 
     async def within() -> bool:
         hits: list[bool] = []
@@ -434,13 +393,197 @@ async def test_a_silent_path_within_a_computation_can_be_cached_from_the_next_re
             hits.append((await ask(app, "/page")).hit)
             return "part"
 
-        await cache.get_or_set("part", compute, ttl=60)
-        await cache.delete("part")
+        await either.get_or_set("part", compute, ttl=60, returns=str)
+        await either.delete("part")
         return hits[0]
 
     assert not await within()
     wants = True
-    assert [await within() for _ in range(3)] == [False, False, True]
+    assert [await within() for _ in range(3)] == [False, True, True]
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_a_path_is_silent_once_it_has_answered(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """What is not there yet, or not for this caller, says nothing of the page that will be."""
+    monkeypatch.setattr(Window, "any_defined", False)
+    scopes: list[object] = []
+
+    async def respond(scope: Any, receive: Receive, send: Send) -> None:
+        scopes.append(current_scope.get())
+        await send(start(status=status))
+        await send(whole())
+
+    app = CacheMiddleware(respond, cache=cache)
+    for _ in range(2):
+        await ask(app, "/page")
+    assert (scopes[1] is None) == (status == 200)
+
+
+class Remote(MemoryBackend):
+    """One of which nobody in this process knows what others have stored in it."""
+
+    in_process = False
+
+
+class Site:
+    """A path that answers in silence until `begin` gives it an endpoint, or more routes."""
+
+    def __init__(self, cache: Cache, path: str = "/page", **options: Any) -> None:
+        self.path = path
+        self.inner = Starlette(routes=[Route("/{path:path}", self.silent)])
+        self.app = CacheMiddleware(self.inner, cache=cache, **options)
+
+    async def silent(self, request: Request) -> PlainTextResponse:
+        return PlainTextResponse("silent")
+
+    async def begin(self, endpoint: Any, *routes: Route) -> None:
+        for _ in range(3):
+            assert (await ask(self.app, self.path)).cache_status == ""
+        self.inner.router.routes[:0] = [Route(self.path, endpoint), *routes]
+
+
+@pytest.fixture(params=[MemoryBackend, Remote], ids=["memory", "remote"])
+def either(request: pytest.FixtureRequest, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Cache:
+    monkeypatch.setattr(Window, "any_defined", False)
+    return Cache(request.param(clock=clock))
+
+
+@pytest.mark.parametrize("change", ["tag", "ttl", "put"])
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_computation_depends_on_a_page_that_was_silent_before(
+    either: Cache, clock: FakeClock, change: str, declared: bool
+) -> None:
+    """By its tags, by its lifetime, and by its URL: what nobody wanted cached may be wanted now."""
+    version = 1
+
+    @cache_response(5, tags=["page"])
+    async def page(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(str(version))
+
+    async def declaring(request: Request) -> PlainTextResponse:
+        cache_of(request).add_tags("page")
+        return PlainTextResponse(str(version), headers={"cache-control": "public, max-age=5"})
+
+    site = Site(either)
+    put = Route("/page", lambda request: PlainTextResponse("done"), methods=["PUT"])
+    await site.begin(declaring if declared else page, put)
+
+    async def compute() -> str:
+        return (await ask(site.app, "/page")).text
+
+    assert await either.get_or_set("around", compute, ttl=3600, returns=str) == "1"
+    version = 2
+    if change == "tag":
+        await either.invalidate("page")
+    elif change == "ttl":
+        clock.advance(10)
+    else:
+        await ask(site.app, "/page", method="PUT")
+    assert await either.get_or_set("around", compute, ttl=3600, returns=str) == "2"
+
+
+async def test_a_middleware_around_another_stores_what_is_one_users_for_nobody_else() -> None:
+    """And what is behind a route's tags goes with them, where the path was silent before."""
+    backend = MemoryBackend()
+    version = 1
+
+    @cache_response(60, key=lambda request: request.headers["x-user"])
+    async def mine(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(f"page of {request.headers['x-user']}")
+
+    @cache_response(60, tags=["page"])
+    async def tagged(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(str(version))
+
+    def around(site: Site, cache: Cache) -> CacheMiddleware:
+        return CacheMiddleware(site.app, cache=cache, policy=lambda connection: Policy(ttl=60, public=True))
+
+    first, second = (Site(Cache(backend, namespace="inner"), path) for path in ("/mine", "/tagged"))
+    await first.begin(mine)
+    await second.begin(tagged)
+    outer = around(first, Cache(backend))
+    for user in ("alice", "bob"):
+        assert (await ask(outer, "/mine", headers={"x-user": user})).text == f"page of {user}"
+    outer = around(second, Cache(backend))
+    assert (await ask(outer, "/tagged")).text == "1"
+    version = 2
+    await second.app.cache.invalidate("page")
+    assert (await ask(outer, "/tagged")).text == "2"
+
+
+async def test_a_first_response_says_to_caches_of_others_what_tells_it_apart(either: Cache) -> None:
+    """It is not stored here, and may be stored on its way."""
+    site = Site(either)
+    await site.begin(page(vary=["accept-language"]))
+    assert (await ask(site.app, "/page")).header("vary") == "accept-language"
+    site = Site(either, "/mine")
+    await site.begin(page(key=lambda request: "alice"))
+    assert (await ask(site.app, "/mine")).header("cache-control") == "private, no-cache"
+
+
+async def test_a_header_for_this_cache_alone_never_goes_out(either: Cache) -> None:
+    async def targeted(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("page", headers={"x-own": "max-age=60"})
+
+    site = Site(either, target="X-Own")
+    await site.begin(targeted)
+    calls = [await ask(site.app, "/page") for _ in range(3)]
+    assert [call.header("x-own") for call in calls] == [None] * 3
+    assert calls[-1].hit
+
+
+async def test_what_fails_after_its_response_is_cached_at_last(either: Cache) -> None:
+    """As where a background task fails with every request."""
+
+    async def fail() -> None:
+        raise RuntimeError
+
+    @cache_response(60)
+    async def failing(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("page", background=BackgroundTask(fail))
+
+    site = Site(either)
+    await site.begin(failing)
+    assert [(await ask(site.app, "/page")).hit for _ in range(4)][-1]
+
+
+async def test_one_run_brings_a_page_to_all_who_come_once_one_has_reached_it(either: Cache) -> None:
+    """The first, whose response is not stored, tells those who come while it runs."""
+    runs = 0
+    go_on = anyio.Event()
+
+    @cache_response(60)
+    async def slow(request: Request) -> PlainTextResponse:
+        nonlocal runs
+        runs += 1
+        await go_on.wait()
+        return PlainTextResponse("page")
+
+    site = Site(either)
+    await site.begin(slow)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(10):
+            tasks.start_soon(ask, site.app, "/page")
+            await anyio.wait_all_tasks_blocked()
+        go_on.set()
+    assert runs <= 2
+
+
+async def test_a_request_of_a_silent_path_can_be_explained(either: Cache) -> None:
+    said: list[Any] = []
+
+    @cache_response(60)
+    async def explained(request: Request) -> PlainTextResponse:
+        said.append(await cache_of(request).explain_response())
+        return PlainTextResponse("page")
+
+    site = Site(either)
+    await site.begin(explained)
+    assert (await ask(site.app, "/page", headers={"authorization": "x"})).cache_status
+    assert said[0].policy is not None
+    assert said[0].bypass == "authorization"
 
 
 # --- what a backend adds, and what is left behind ------------------------------------------------------

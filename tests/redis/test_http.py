@@ -185,13 +185,13 @@ def _as_on_redis(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         return
     for module in FROM_MEMORY:
         monkeypatch.setattr(module, "all_blocked", all_blocked, raising=False)
-    begins = middleware_module._Known.__init__
+    begins = middleware_module.Known.__init__
 
     def begin_hot(known: Any, base: str, key: str) -> None:
         begins(known, base, key)
         known.dims = PLAIN
 
-    monkeypatch.setattr(middleware_module._Known, "__init__", begin_hot)
+    monkeypatch.setattr(middleware_module.Known, "__init__", begin_hot)
 
 
 # --- round trips ---------------------------------------------------------------------------------------

@@ -47,8 +47,14 @@ class _InPlace:
     __slots__ = ()  # one of the two below is a client too, which has slots of its own
 
     _asgi: AsgiScope
+    _is_over: bool
     _middleware: "CacheMiddleware"
+    _outgoing: Outgoing | None
     _request_cache: RequestCache | None
+
+    if TYPE_CHECKING:
+
+        def end(self) -> "Exchange | Literal[False]": ...
 
     @property
     def cache(self) -> Cache:
@@ -62,8 +68,17 @@ class _InPlace:
             self._request_cache = seen  # type: ignore[misc]  # the slots are those of the two below
         return self._request_cache
 
+    @property
+    def routed(self) -> AsgiScope:
+        return self._asgi if self._outgoing is None else self._outgoing.exchange.routed
+
+    async def explain(self) -> ResponseExplanation:
+        exchange = self.end()
+        return await exchange.explain() if exchange else ResponseExplanation(None)
+
     def over(self) -> None:
         """Nothing more comes of this request."""
+        self._is_over = True  # type: ignore[misc]  # as above
         self._asgi[SCOPE_KEY] = self._middleware.afterwards  # itself would be a cycle
         if self._request_cache is not None:
             self._request_cache._over()
@@ -89,10 +104,6 @@ class Passing(_InPlace):
         self._outgoing: Outgoing | None = None
         self._request_cache: RequestCache | None = None
         self._is_over = False
-
-    @property
-    def routed(self) -> AsgiScope:
-        return self._asgi if self._outgoing is None else self._outgoing.exchange.routed
 
     def end(self) -> "Exchange | Literal[False]":
         """Somebody wants the response cached: not this one, but the next."""
@@ -123,13 +134,8 @@ class Passing(_InPlace):
 
     def over(self) -> None:
         super().over()
-        self._is_over = True
         if self._outgoing is not None:
             self._outgoing.exchange.over()
-
-    async def explain(self) -> ResponseExplanation:
-        exchange = self.end()
-        return await exchange.explain() if exchange else ResponseExplanation(None)
 
 
 def with_list(start: Message) -> Message:
@@ -210,10 +216,6 @@ class Silence(_InPlace, Client):
     def answered(self) -> bool:
         """Whether a 200 went out, as a response that was to be expected."""
         return self._start is not None and self._start["status"] == 200
-
-    @property
-    def routed(self) -> AsgiScope:
-        return self._asgi if self._outgoing is None else self._outgoing.exchange.routed
 
     def end(self) -> "Exchange | Literal[False]":
         """Somebody wants the response cached: gives the exchange that sees to it from here on, unless all is over."""
@@ -456,7 +458,6 @@ class Silence(_InPlace, Client):
 
     def over(self) -> None:
         super().over()
-        self._is_over = True
         self._filling = None
         if self._outgoing is not None:
             exchange = self._outgoing.exchange
@@ -476,10 +477,6 @@ class Silence(_InPlace, Client):
         if self._flight is not None and self._filler is not None:
             self._filler.flights.land(self._flight, fate, now=self._filler.backend.clock())
             self._flight, self.scope.flights = None, ()
-
-    async def explain(self) -> ResponseExplanation:
-        exchange = self.end()
-        return await exchange.explain() if exchange else ResponseExplanation(None)
 
 
 async def done() -> None:

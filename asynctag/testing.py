@@ -863,7 +863,7 @@ class BackendContract:
             assert (reading.entry is not None) == added
             if added:
                 assert (self.value_of(backend, reading), reading.stale) == ("value", False)
-                assert not backend.is_absent(key)
+                assert not backend.why_absent(key)
         third = PAGE + " 3"
         assert (await self.put(backend, key=PAGE, stamp=stamp)).accepted or not added
         assert not backend.add([self.entry(backend, key, "other", stamp) for key in (third, PAGE)])

@@ -183,14 +183,17 @@ class Backend(ABC):
         """As `write` for each of `entries`, in their order."""
         return [await self.write(entry) for entry in entries]
 
-    def is_absent(self, key: str) -> bool:
-        """Whether nothing at all stands under `key`, valid or not, if that can be told at once; else false."""
-        return False
+    def why_absent(self, key: str) -> Miss | None:
+        """Why nothing can be served from under `key`, if that can be told at once, without waiting.
+
+        None where something can, fresh or stale, or where a lease is in the way, and where a backend has to wait.
+        """
+        return None
 
     def add(self, entries: Sequence[Entry]) -> bool:
-        """Store all of `entries` at once, without waiting, where nothing stands under any of their keys.
+        """Store all of `entries` at once, without waiting, where nothing can be served from under any of their keys.
 
-        Those that are stored are the backend's own from here on. False, and nothing is stored, where something does,
+        Those that are stored are the backend's own from here on. False, and nothing is stored, where something can,
         where one of them would be refused or stored stale, where a lease or a lag is held, and where a backend has to
         wait: `write_many` then finds out what comes of each.
         """

@@ -279,20 +279,15 @@ class MemoryBackend(Backend):
         end = self._end_of_lags(entry.tags)
         node = _kept(entry, size, end)
         node.checked = self._stamp if softener is None else None
-        if old is None:
-            self._append(node, now)
-        else:
-            node.used = old.used
-            self._bytes += size - old.size
-            self._first_end = min(self._first_end, node.expires)
-            self._replace(old, node)
-            self._entries[node.key] = node
-            if self._bytes > self._max_bytes:
-                self._make_room(0, now)
+        self._put(node, now)
         return Written(True, stale=softener is not None or now >= node.fresh_until)
 
-    def is_absent(self, key: str) -> bool:
-        return key not in self._entries
+    def why_absent(self, key: str) -> Miss | None:
+        if key not in self._entries:
+            return NOT_THERE
+        with self._lock:
+            miss = self._look(key).miss
+        return None if miss is not None and miss.cause is Cause.LEASED else miss
 
     def add(self, entries: Sequence[Entry]) -> bool:
         with self._lock:
@@ -301,7 +296,9 @@ class MemoryBackend(Backend):
             now, stamp = self.clock(), self._stamp
             sizes: list[int] = []
             for entry in entries:
-                if entry.key in self._entries or now >= entry.fresh_until:
+                if now >= entry.fresh_until:
+                    return False
+                if entry.key in self._entries and self._look(entry.key).miss is None:
                     return False
                 # Nothing can have come since, if the journal has not moved.
                 if entry.stamp != stamp and (self._why_invalid(entry) is not None or self._is_softened(entry)):
@@ -312,7 +309,7 @@ class MemoryBackend(Backend):
                 sizes.append(size)
             for entry, size in zip(entries, sizes, strict=True):
                 entry.size, entry.checked = size, stamp
-                self._append(entry, now)
+                self._put(entry, now)
             return True
 
     async def invalidate(self, tags: Iterable[str], *, soft: bool = False) -> None:
@@ -497,6 +494,20 @@ class MemoryBackend(Backend):
             assert node is not None
         self._hand = node.newer
         return node
+
+    def _put(self, node: Entry, now: float) -> None:
+        """Take in a node, in the place of what stands under its key."""
+        old = self._entries.get(node.key)
+        if old is None:
+            self._append(node, now)
+            return
+        node.used = old.used
+        self._bytes += node.size - old.size
+        self._first_end = min(self._first_end, node.expires)
+        self._replace(old, node)
+        self._entries[node.key] = node
+        if self._bytes > self._max_bytes:
+            self._make_room(0, now)
 
     def _append(self, node: Entry, now: float) -> None:
         """Take in a node whose key is not there yet."""

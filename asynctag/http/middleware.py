@@ -46,7 +46,7 @@ from asynctag.http.rules import (
     why_bypass,
 )
 from asynctag.http.serving import Aside, Filling, Serving, current_exchange
-from asynctag.http.silence import Passing, Silence
+from asynctag.http.silence import Passing, Silence, lead_at_once
 from asynctag.http.stored import RESPONSES, StoredResponse
 from asynctag.http.surrogates import OVERFLOW, Surrogates, write_groups
 from asynctag.http.unsafe import is_safe
@@ -238,7 +238,7 @@ class CacheMiddleware:
                                 current_exchange.reset(token)
                                 passing.over()
                             return
-                        # As `_pass_silently` does it, without a coroutine more.
+                        # As `_run` does it, without a coroutine more.
                         reading = self._nothing_read(filler.backend)
                         scope[SCOPE_KEY] = silence = Silence(self, filler, scope, receive, send, reading)
                         token = current_exchange.set(silence)
@@ -268,6 +268,11 @@ class CacheMiddleware:
                 filler = filler_in_use(self.cache)
                 known.silent = await self._pass_silently(scope, receive, send, filler, None, known)
                 return
+            if messages is None and known is not None and current_scope.get() is None:
+                bringing = self._to_bring(scope, receive, send, known)
+                if bringing is not None:
+                    await self._run(bringing, scope)
+                    return
             if messages is None:
                 if known is not None:
                     facts, address = PLAIN_GET, Address(scope, self.cache.namespace, known.base)
@@ -326,7 +331,12 @@ class CacheMiddleware:
 
         `known`: the URL, where it was silent before.
         """
-        scope[SCOPE_KEY] = silence = Silence(self, filler, scope, receive, send, reading, known)
+        silence = Silence(self, filler, scope, receive, send, reading, known)
+        await self._run(silence, scope)
+        return silence.answered and not silence.ended
+
+    async def _run(self, silence: Silence, scope: AsgiScope) -> None:
+        scope[SCOPE_KEY] = silence
         token = current_exchange.set(silence)
         gathering = current_scope.set(silence.scope)
         try:
@@ -338,7 +348,34 @@ class CacheMiddleware:
             current_scope.reset(gathering)
             current_exchange.reset(token)
             silence.over()
-        return silence.answered and not silence.ended
+
+    def _to_bring(self, scope: AsgiScope, receive: Receive, send: Send, known: Known) -> Silence | None:
+        """What stands in an exchange's place for a request whose response was stored and is gone, or whose URL differs
+        in its query from one of which it is known what tells its responses apart.
+
+        None where the exchange is to find out what there is, or to wait for another.
+        """
+        filler = self.cache._filler
+        if filler is None or filler is not self._wanted_on or self._wanted is None or not self._may_be_silent:
+            return None
+        if self.cache._disabled or not filler.can_add or not filler._agreed or filler.pending.names:
+            return None
+        backend, address = filler.backend, Address(scope, self.cache.namespace, known.base)
+        stamp = backend.newest()
+        record = backend.peek(address.record_key())
+        dims = record.load() if record is not None and record.codec is DIMENSIONS else None
+        if dims is None or not dims.plain:
+            return None
+        reading = Reading(stamp, record)
+        if not dims.public:  # what there is, is served at the endpoint
+            there = backend.why_absent(known.key) is None
+            return None if there else Silence(self, filler, scope, receive, send, reading)
+        led = lead_at_once(filler, known.key)
+        if led is None:
+            return None
+        silence = Silence(self, filler, scope, receive, send, reading)
+        silence.bring(address, *led)
+        return silence
 
     async def _pass(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         """Run the application for a request that no response is stored for: an unsafe one, a websocket."""

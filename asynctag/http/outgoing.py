@@ -3,7 +3,7 @@
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from asynctag.backends.base import Cause
+from asynctag.backends.base import Cause, Miss
 from asynctag.http.asgi import Fields, Message, Send
 from asynctag.http.headers import Forward, cache_status, make_etag
 from asynctag.http.rules import Storable, not_modified, not_modified_headers
@@ -14,7 +14,7 @@ from asynctag.http.variants import varied
 from asynctag.names import describe
 
 if TYPE_CHECKING:
-    from asynctag.http.exchange import Exchange
+    from asynctag.http.exchange import Address, Exchange
 
 #: Statuses instead of which a stale response is served, within its `stale_if_error` (RFC 5861 §4).
 ERRORS = frozenset({500, 502, 503, 504})
@@ -244,11 +244,7 @@ class Outgoing:
             return cache_status(fwd=forward, fwd_status=self._fwd_status, detail=bypass or self._not_stored, name=name)
         forward, detail = exchange.forward, None
         if forward == "uri-miss" and miss is not None and miss.cause is not Cause.ABSENT:
-            forward = "stale"
-            if miss.tag == exchange.address.record_key():
-                detail = "its URL"  # something has changed it (RFC 9111 §4.4)
-            else:
-                detail = miss.cause.value if miss.tag is None else describe(miss.tag, exchange.cache.namespace)
+            forward, detail = "stale", why_gone(miss, exchange.address)
         return cache_status(fwd=forward, fwd_status=self._fwd_status, stored=stored, detail=detail, name=name)
 
     @property
@@ -260,6 +256,14 @@ class Outgoing:
         self._recording = None
         self._not_stored = why
         self.exchange.give_up(why)
+
+
+def why_gone(miss: Miss, address: "Address") -> str:
+    """Why a response that was stored at `address` cannot be served, as `Cache-Status` says it."""
+    if miss.tag is None:
+        return miss.cause.value
+    # Something has changed it (RFC 9111 §4.4).
+    return "its URL" if miss.tag == address.record_key() else describe(miss.tag, address.namespace)
 
 
 class _Recording:

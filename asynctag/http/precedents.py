@@ -3,14 +3,17 @@ are not gone over again."""
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from asynctag.backends.base import Cause, Miss
 from asynctag.expiry import Expiry
 from asynctag.http.asgi import Fields, Message
 from asynctag.http.headers import cache_status, make_etag, parse_age
+from asynctag.http.outgoing import why_gone
 from asynctag.http.rules import PLAIN_GET, Policy, Storable, ages_from_request, stored_headers
 from asynctag.http.stored import RESPONSES, make_stored
 from asynctag.http.variants import DIMENSIONS, Dimensions, dimensions
 
 if TYPE_CHECKING:
+    from asynctag.http.exchange import Address
     from asynctag.http.outgoing import Outgoing
 
 #: How many starts are remembered, and how long their headers may be, in bytes.
@@ -33,11 +36,12 @@ class Precedent:
     """
 
     __slots__ = (
+        "_at_new_url",
+        "_name",
         "added",
         "adds_cache_control",
         "age",
         "ages_from_request",
-        "cache_status",
         "dims",
         "dims_size",
         "expiry",
@@ -77,7 +81,19 @@ class Precedent:
         self.with_cookies = dims.cookies is not None
         self.stale_if_error = verdict.stale_if_error
         self.must_revalidate = verdict.must_revalidate
-        self.cache_status = (b"cache-status", cache_status(fwd="uri-miss", stored=True, name=name))
+        self._name = name
+        self._at_new_url = (b"cache-status", cache_status(fwd="uri-miss", stored=True, name=name))
+
+    def is_recorded_as(self, dims: Dimensions) -> bool:
+        """Whether a record of `dims`, which are plain, holds all that it would say of its URL's responses."""
+        return dims is self.dims or (dims.cookies == self.dims.cookies and dims.public >= self.dims.public)
+
+    def cache_status(self, miss: Miss | None, address: "Address") -> tuple[bytes, bytes]:
+        """The field that goes out where a response was stored instead of one that is gone, or of none."""
+        if miss is None or miss.cause is Cause.ABSENT:
+            return self._at_new_url
+        said = cache_status(fwd="stale", stored=True, detail=why_gone(miss, address), name=self._name)
+        return b"cache-status", said
 
 
 class Precedents:

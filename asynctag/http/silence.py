@@ -5,14 +5,14 @@ from collections.abc import Awaitable
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Literal, cast
 
-from asynctag.backends.base import Entry, Reading
+from asynctag.backends.base import Entry, Miss, Reading
 from asynctag.cache import Cache
 from asynctag.errors import BackendError
 from asynctag.fill import Filler, in_order
 from asynctag.flight import Fate, Flight, Turn
 from asynctag.http.asgi import AsgiScope, Message, Receive, Send
 from asynctag.http.client import Client, as_it_came
-from asynctag.http.exchange import Address, Exchange, filler_in_use, scope_of_response
+from asynctag.http.exchange import Address, Exchange, filler_in_use, record_of, scope_of_response
 from asynctag.http.guards import effective_route
 from asynctag.http.headers import make_etag, name_of
 from asynctag.http.outgoing import Outgoing
@@ -143,6 +143,18 @@ def with_list(start: Message) -> Message:
     return {**start, "headers": list(start.get("headers") or ())}
 
 
+def lead_at_once(filler: Filler, key: str) -> tuple[Miss, Flight] | None:
+    """Why nothing is to be served from under `key`, and the flight that brings it; None where that is not told, or led,
+    at once."""
+    backend, flights = filler.backend, filler.flights
+    landings = flights.landings(key)  # from before it is looked up
+    miss = backend.why_absent(key)
+    if miss is None:
+        return None
+    turn, flight = flights.board(key, backend.clock(), landings)
+    return (miss, flight) if turn is Turn.LEAD and flight is not None else None
+
+
 class Silence(_InPlace, Client):
     """Stands where an exchange would, for a URL that has nothing stored, until somebody wants its response cached.
 
@@ -163,6 +175,7 @@ class Silence(_InPlace, Client):
         "_known",
         "_length",
         "_middleware",
+        "_miss",
         "_origin",
         "_outgoing",
         "_policy",
@@ -204,6 +217,7 @@ class Silence(_InPlace, Client):
         self._address: Address | None = None
         self._policy: Policy | None = None
         self._flight: Flight | None = None
+        self._miss: Miss | None = None  # why what was stored there cannot be served, as far as it was looked for
         #: Whether somebody wants the response cached.
         self.ended = False
         self._is_over = False
@@ -241,11 +255,20 @@ class Silence(_InPlace, Client):
                 self.scope,
                 self._started,
             )
+            exchange.miss = self._miss
             if self._policy is not None:
                 exchange.take_over(self._policy, self._flight)
-                self._flight = None
+            elif self._flight is not None:
+                exchange.lead(self._flight, self._flight.key)
+            self._flight = None
             self._outgoing = Outgoing(exchange, self._filling_now().send)
         return self._outgoing.exchange
+
+    def bring(self, address: Address, miss: Miss, flight: Flight) -> None:
+        """Others wait for the response to this request, which `miss` tells is not there."""
+        self._address, self._miss, self._flight = address, miss, flight
+        flight.scope = self.scope
+        self.scope.flights = (flight,)
 
     # --- what a route says -----------------------------------------------------------------------------
 
@@ -262,18 +285,13 @@ class Silence(_InPlace, Client):
         plain = self._middleware.as_plain(effective_route(self._asgi), policy)
         if plain is None:
             return False
-        backend, flights = filler.backend, filler.flights
-        address = Address(self._origin, self.cache.namespace)
-        key = address.response_key(PLAIN)
-        landings = flights.landings(key)  # from before it is looked up
-        if not backend.is_absent(key):
-            return False
-        turn, flight = flights.board(key, backend.clock(), landings)
-        if turn is not Turn.LEAD or flight is None:
-            return False
-        self._policy, self._flight, self._address = plain, flight, address
-        flight.scope = self.scope
-        self.scope.flights = (flight,)
+        if self._flight is None:
+            address = self._address or Address(self._origin, self.cache.namespace)
+            led = lead_at_once(filler, address.response_key(PLAIN))
+            if led is None:
+                return False
+            self.bring(address, *led)
+        self._policy = plain
         self.scope.may_await = False
         return True
 
@@ -377,6 +395,7 @@ class Silence(_InPlace, Client):
         assert start is not None
         cache, backend, precedent = middleware.cache, filler.backend, self._precedent
         scope.closed = True  # what is cached or tagged from here on is not part of the response
+        recorded = record_of(reading)
         size = len(body)
         length = b"%d" % size
         if (
@@ -391,6 +410,7 @@ class Silence(_InPlace, Client):
             or filler is not cache._filler
             or cache._disabled
             or filler.pending.names
+            or (recorded is not None and not precedent.is_recorded_as(recorded))
         ):
             return None
         origin = self._origin
@@ -414,27 +434,31 @@ class Silence(_InPlace, Client):
         )
         address = self._address or Address(origin, cache.namespace)
         record_key, key = address.record_key(), address.response_key(PLAIN)
-        # The URL's record first, as ever: it is what tells other requests of the response.
-        tags, end = in_order((record_key, *implicit)), now + filler.max_ttl
-        record = Entry(
-            record_key, precedent.dims, None, DIMENSIONS, precedent.dims_size, tags, stamp, end, end, end, end
-        )
         tags = in_order({key, record_key, *implicit, *scope.tags})
-        entry = Entry(key, response, None, RESPONSES, precedent.size + size, tags, stamp, *times)
+        entries = [Entry(key, response, None, RESPONSES, precedent.size + size, tags, stamp, *times)]
+        if recorded is None:
+            # The URL's record first, as ever: it is what tells other requests of the response.
+            tags, end = in_order((record_key, *implicit)), now + filler.max_ttl
+            entries.insert(
+                0,
+                Entry(
+                    record_key, precedent.dims, None, DIMENSIONS, precedent.dims_size, tags, stamp, end, end, end, end
+                ),
+            )
         middleware.note_wanted(origin["path"], filler)
         flight = self._flight
         if flight is not None:
             filler.flights.close(flight)
         try:
-            added = backend.add((record, entry))
+            added = backend.add(entries)
         except BackendError:  # the exchange asks again, and says so
             added = False
         if not added:
             return None
         if flight is not None:
-            filler.flights.land(flight, Fate.ACCEPTED, entry=entry)
+            filler.flights.land(flight, Fate.ACCEPTED, entry=entries[-1])
             self._flight, scope.flights = None, ()
-        start["headers"] += (*precedent.added, etag, precedent.cache_status)
+        start["headers"] += (*precedent.added, etag, precedent.cache_status(self._miss, address))
         return start
 
     def _filling_now(self) -> Filling:

@@ -25,7 +25,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route as StarletteRoute
 
 from asynctag import BackendError, Cache, ConfigurationError, add_tags, no_store
-from asynctag.backends.base import Entry, Stamp
+from asynctag.backends.base import NOT_THERE, Cause, Entry, Miss, Stamp
 from asynctag.backends.memory import MemoryBackend
 from asynctag.http import CacheMiddleware, cache_response
 from asynctag.http import middleware as middleware_module
@@ -48,6 +48,7 @@ def general_path() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Precedents, "find", lambda *args: None)
         patched.setattr(Silence, "lead", lambda *args: False)
+        patched.setattr(CacheMiddleware, "_to_bring", lambda *args: None)
         yield
 
 
@@ -953,12 +954,12 @@ async def test_what_another_has_stored_in_between_is_found(short: bool, declared
 
 
 class Interrupted(Counting):
-    """Something happens in another thread after it was asked whether a key is absent, and before it answers."""
+    """Something happens in another thread after it was asked why nothing is there, and before it answers."""
 
     meanwhile: Callable[[], None] | None = None
 
-    def is_absent(self, key: str) -> bool:
-        absent, meanwhile = super().is_absent(key), self.meanwhile
+    def why_absent(self, key: str) -> Miss | None:
+        absent, meanwhile = super().why_absent(key), self.meanwhile
         if meanwhile is not None:
             self.meanwhile = None
             thread = threading.Thread(target=meanwhile)
@@ -1065,7 +1066,7 @@ async def test_all_are_added_or_none() -> None:
     assert backend.add([entry_of(backend, "a"), entry_of(backend, "b", tags=("t",))])
     assert not backend.add([entry_of(backend, "c"), entry_of(backend, "b")])
     assert await keys_of(backend, "a", "b", "c") == ["a", "b"]
-    assert [backend.is_absent(key) for key in "abc"] == [False, False, True]
+    assert [backend.why_absent(key) for key in "abc"] == [None, None, NOT_THERE]
     for key in "ab":
         peeked, reading = backend.peek(key), await backend.read(key)
         assert peeked is not None
@@ -1076,24 +1077,63 @@ async def test_all_are_added_or_none() -> None:
 
 
 @pytest.mark.anyio
-async def test_nothing_is_added_over_what_is_there_valid_or_not() -> None:
-    """An invalid or expired entry still stands there, until it is deleted or driven out."""
+async def test_what_is_added_takes_the_place_of_what_cannot_be_served() -> None:
+    """Invalid, expired, soft without a stale period: as a write does, and counted once."""
     clock = FakeClock()
-    backend = MemoryBackend(clock=clock, max_entries=2)
-    assert backend.add([entry_of(backend, "a", tags=("t",)), entry_of(backend, "b", ttl=5)])
-    await backend.invalidate(["t"])
+    backend, writing = (MemoryBackend(clock=clock, max_entries=10) for _ in range(2))
+    for one in (backend, writing):
+        await one.write_many(
+            [
+                entry_of(one, "invalid", tags=("hard",), size=100),
+                entry_of(one, "expired", ttl=5, size=200),
+                entry_of(one, "softened", tags=("soft",), size=300),
+                entry_of(one, "stale", ttl=5, stale=100),
+                entry_of(one, "good"),
+            ]
+        )
+        await one.invalidate(["hard"])
+        await one.invalidate(["soft"], soft=True)
     clock.advance(6)
-    for key in "ab":
-        assert not backend.is_absent(key)
+    gone = {
+        "invalid": Miss(Cause.INVALIDATED, "hard"),
+        "expired": Miss(Cause.EXPIRED),
+        "softened": Miss(Cause.INVALIDATED, "soft"),
+        "never": NOT_THERE,
+        "stale": None,
+        "good": None,
+    }
+    assert {key: backend.why_absent(key) for key in gone} == gone
+    for key in ("stale", "good"):
+        before = standing(backend)
         assert not backend.add([entry_of(backend, key)])
-        assert not backend.add([entry_of(backend, "c"), entry_of(backend, key)])
-    assert backend.is_absent("c")
-    await backend.delete("a")
-    assert backend.is_absent("a")
-    assert backend.add([entry_of(backend, "a")])
-    assert backend.add([entry_of(backend, "d")])
-    assert backend.is_absent("b"), "what has expired is driven out first"
-    assert not backend.is_absent("a")
+        assert not backend.add([entry_of(backend, "never"), entry_of(backend, key)])
+        assert standing(backend) == before
+    added = [key for key, miss in gone.items() if miss is not None]
+    assert backend.add([entry_of(backend, key, size=50) for key in added])
+    assert all(one.accepted for one in await writing.write_many([entry_of(writing, key, size=50) for key in added]))
+    assert await keys_of(backend, *added) == added
+    assert standing(backend) == standing(writing)
+
+
+@pytest.mark.anyio
+async def test_a_lease_is_no_reason_to_bring_what_is_there() -> None:
+    backend = MemoryBackend(clock=FakeClock())
+    assert backend.add([entry_of(backend, "a", tags=("t",))])
+    await backend.lease(["t"], "holder", 60)
+    assert backend.why_absent("a") is None
+    await backend.release(["t"], "holder")
+    assert backend.why_absent("a") == Miss(Cause.INVALIDATED, "t")
+
+
+@pytest.mark.anyio
+async def test_room_is_made_before_what_is_added_takes_a_place() -> None:
+    """The first of two drives out what the second was to replace: it is taken in as new."""
+    backend = MemoryBackend(clock=FakeClock(), max_entries=2)
+    assert backend.add([entry_of(backend, "b", tags=("t",)), entry_of(backend, "c")])
+    await backend.invalidate(["t"])
+    assert backend.add([entry_of(backend, "a"), entry_of(backend, "b")])
+    assert len(backend) == 2
+    assert await keys_of(backend, "a", "b", "c") == ["a", "b"]
 
 
 REFUSED = (
@@ -1149,7 +1189,7 @@ async def test_nothing_is_added_where_one_would_be_refused_or_stale(why: str, pl
     good, bad = entry_of(backend, "good"), entry_of(backend, "bad", **more)
     assert not backend.add([bad, good] if place == 0 else [good, bad])
     assert await keys_of(backend, "good", "bad") == []
-    assert backend.is_absent("good")
+    assert backend.why_absent("good") == NOT_THERE
     assert (len(backend), backend.size) == (0, 0)
 
 
@@ -1212,7 +1252,7 @@ def test_what_is_added_is_as_if_it_were_written(told: list[Operation], most: int
                         ]
                         for backend, stamp in zip((adding, writing), old, strict=True)
                     ]
-                    absent = all(map(adding.is_absent, keys))
+                    absent = all(map(adding.why_absent, keys))
                     before = standing(adding)
                     if adding.add(batches[0]):
                         written = await writing.write_many(batches[1])

@@ -350,8 +350,8 @@ class CacheMiddleware:
             silence.over()
 
     def _to_bring(self, scope: AsgiScope, receive: Receive, send: Send, known: Known) -> Silence | None:
-        """What stands in an exchange's place for a request whose response was stored and is gone, or whose URL differs
-        in its query from one of which it is known what tells its responses apart.
+        """What stands in an exchange's place for a request of whose URL, with another query perhaps, it is known that
+        the URL is all that tells its responses apart. Mostly its response was stored and is gone.
 
         None where the exchange is to find out what there is, or to wait for another.
         """
@@ -368,8 +368,7 @@ class CacheMiddleware:
             return None
         reading = Reading(stamp, record)
         if not dims.public:  # what there is, is served at the endpoint
-            there = backend.why_absent(known.key) is None
-            return None if there else Silence(self, filler, scope, receive, send, reading)
+            return Silence(self, filler, scope, receive, send, reading)
         led = lead_at_once(filler, known.key)
         if led is None:
             return None

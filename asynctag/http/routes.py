@@ -150,7 +150,10 @@ def endpoint_with(endpoint: Callable[..., Any], policy: Policy, tags_of: TagsOf)
     @wraps(endpoint)
     async def cached_endpoint(*args: Any, **kwargs: Any) -> Any:
         silence = silence_here()
-        if silence is not None and silence.lead(cached_endpoint, policy):
+        led = silence.lead(cached_endpoint, policy) if silence is not None else False
+        if silence is not None and isinstance(led, tuple):
+            return StoredReply(silence, led)
+        if silence is not None and led:
             _tag(silence, tags_of, _values(names, args, kwargs))
         else:
             exchange = exchange_here()
@@ -197,7 +200,7 @@ async def stored_reply(exchange: Exchange) -> "StoredReply | None":
 class StoredReply(Response):
     """A stored response, as a framework passes it on: sent as it was stored."""
 
-    def __init__(self, exchange: Exchange, messages: tuple[Any, Any]) -> None:
+    def __init__(self, exchange: Exchange | Silence, messages: tuple[Any, Any]) -> None:
         self._exchange = exchange
         self._messages = messages
         start, body = messages

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Awaitable
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from asynctag.backends.base import Entry, Miss, Reading
 from asynctag.cache import Cache
 from asynctag.errors import BackendError
-from asynctag.fill import Filler, in_order
+from asynctag.fill import MISSING, Filler, in_order, load
 from asynctag.flight import Fate, Flight, Turn
 from asynctag.http.asgi import AsgiScope, Message, Receive, Send
 from asynctag.http.client import Client, as_it_came
@@ -18,13 +18,17 @@ from asynctag.http.headers import make_etag, name_of
 from asynctag.http.outgoing import Outgoing
 from asynctag.http.precedents import Beginning, beginning_of
 from asynctag.http.request import SCOPE_KEY, RequestCache, ResponseExplanation
-from asynctag.http.rules import DECISIVE, Policy, may_be_stored, read_request
+from asynctag.http.rules import DECISIVE, PLAIN_GET, Policy, may_be_stored, read_request
 from asynctag.http.serving import Aside, Filling, Serving, current_exchange
 from asynctag.http.stored import RESPONSES, StoredResponse
 from asynctag.http.variants import DIMENSIONS, PLAIN
 
 if TYPE_CHECKING:
     from asynctag.http.middleware import CacheMiddleware, Known
+
+
+#: The start and the body of a hit.
+Reply: TypeAlias = tuple[Message, Message]
 
 
 def silence_here() -> "Silence | None":
@@ -181,6 +185,7 @@ class Silence(_InPlace, Client):
         "_policy",
         "_precedent",
         "_reading",
+        "_replying",
         "_request_cache",
         "_send",
         "_start",
@@ -221,10 +226,15 @@ class Silence(_InPlace, Client):
         #: Whether somebody wants the response cached.
         self.ended = False
         self._is_over = False
+        self._replying = False  # a hit is on its way
         self._known = known
         self.scope = scope_of_response(filler, middleware.cache, asgi)
         self._origin = as_it_came(asgi)
         self._started = filler.backend.clock() if filler is not None else 0.0
+
+    @property
+    def client(self) -> Client:
+        return self
 
     @property
     def answered(self) -> bool:
@@ -255,7 +265,7 @@ class Silence(_InPlace, Client):
                 self.scope,
                 self._started,
             )
-            exchange.miss = self._miss
+            exchange.miss, exchange.replying = self._miss, self._replying
             if self._policy is not None:
                 exchange.take_over(self._policy, self._flight)
             elif self._flight is not None:
@@ -272,10 +282,11 @@ class Silence(_InPlace, Client):
 
     # --- what a route says -----------------------------------------------------------------------------
 
-    def lead(self, endpoint: object, policy: Policy) -> bool:
-        """Declare the policy of `endpoint`, which was reached, where its response is for this request to bring.
+    def lead(self, endpoint: object, policy: Policy) -> bool | Reply:
+        """Declare the policy of `endpoint`, which was reached: true where its response is for this request to bring.
 
-        False where that is not told at once: an exchange is to find out.
+        The messages of a hit where there is one to serve. False where neither is told at once: an exchange is to find
+        out.
         """
         filler = self._filler
         if self.ended or self.scope.closed or self._asgi.get("endpoint") is not endpoint or not self._is_plain():
@@ -287,13 +298,35 @@ class Silence(_InPlace, Client):
             return False
         if self._flight is None:
             address = self._address or Address(self._origin, self.cache.namespace)
-            led = lead_at_once(filler, address.response_key(PLAIN))
+            key = address.response_key(PLAIN)
+            entry = self.cache._peek(key)
+            if entry is not None:
+                return self._hit(entry, address, plain)
+            led = lead_at_once(filler, key)
             if led is None:
                 return False
             self.bring(address, *led)
         self._policy = plain
         self.scope.may_await = False
         return True
+
+    def _hit(self, entry: Entry, address: Address, policy: Policy) -> Literal[False] | Reply:
+        """The messages of a hit, as `Exchange.hit` gives them. What the application sends from here on goes out as it
+        is. False where windows are to be filled."""
+        response = load(entry, RESPONSES)
+        if response is MISSING or response.windows is not None:
+            return False
+        self._address, self._policy, self._replying = address, policy, True
+        self.scope.may_await = False
+        self.scope.absorb(entry, self.scope.backend)
+        return self._middleware.answer(response, entry, PLAIN_GET, stale=False)
+
+    async def reply(self, messages: Reply, send: Send, receive: Receive) -> None:
+        """As an exchange does, of a hit without windows."""
+        self.scope.hand_up()
+        start, body = messages
+        await send(start)
+        await send(body)
 
     def _is_plain(self) -> bool:
         """Whether nothing but the URL and the response decides what is stored, and nothing around sees to it."""
@@ -324,6 +357,10 @@ class Silence(_InPlace, Client):
         if self._held is not None:
             return self._conclude(message)
         kind = message["type"]
+        if self._replying:
+            if kind == "http.response.start":
+                self._start = message
+            return self._send(message)
         if kind == "http.response.start":
             if type(message.get("headers")) is not list:
                 message = with_list(message)

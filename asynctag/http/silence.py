@@ -311,14 +311,13 @@ class Silence(_InPlace, Client):
         return True
 
     def _hit(self, entry: Entry, address: Address, policy: Policy) -> Literal[False] | Reply:
-        """The messages of a hit, as `Exchange.hit` gives them. What the application sends from here on goes out as it
-        is. False where windows are to be filled."""
+        """The messages of a hit, as `Exchange.hit` gives them; no computation is around that would depend on it. What
+        the application sends from here on goes out as it is. False where windows are to be filled."""
         response = load(entry, RESPONSES)
         if response is MISSING or response.windows is not None:
             return False
         self._address, self._policy, self._replying = address, policy, True
         self.scope.may_await = False
-        self.scope.absorb(entry, self.scope.backend)
         return self._middleware.answer(response, entry, PLAIN_GET, stale=False)
 
     async def reply(self, messages: Reply, send: Send, receive: Receive) -> None:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from asynctag import Cache
+from asynctag import Cache, add_tags
 from asynctag.backends.memory import MemoryBackend
 from asynctag.http import CacheMiddleware, cache_response
 from benchmarks.servers.body import BODY, PRODUCT
@@ -32,6 +32,11 @@ async def refusing(request: Request) -> Response:
 
 async def declaring(request: Request) -> Response:
     return Response(BODY, headers={"cache-control": "public, max-age=60"}, media_type="application/json")
+
+
+async def tagged(request: Request) -> Response:
+    add_tags("products")
+    return await declaring(request)
 
 
 async def with_three(request: Request) -> Response:
@@ -57,12 +62,30 @@ class NoOp:
         await self.app(scope, receive, send_on)  # type: ignore[arg-type]
 
 
+class Invalidating:
+    """An ASGI middleware that invalidates a tag before each request."""
+
+    def __init__(self, app: ASGIApp, cache: Cache) -> None:
+        self.app = app
+        self.cache = cache
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self.cache.invalidate("products")
+        await self.app(scope, receive, send)
+
+
 async def pass_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
     return await call_next(request)
 
 
 def cached() -> Middleware:
     return Middleware(CacheMiddleware, cache=Cache(MemoryBackend(max_entries=MAX_ENTRIES)))
+
+
+def invalidated(endpoint: object) -> Starlette:
+    cache = Cache(MemoryBackend(max_entries=MAX_ENTRIES))
+    return app_of(endpoint, Middleware(Invalidating, cache=cache), Middleware(CacheMiddleware, cache=cache))
 
 
 def app_of(endpoint: object, *middleware: Middleware) -> Starlette:
@@ -80,6 +103,9 @@ no_store = app_of(refusing, cached())
 endpoint = app_of(cache_response(ttl=60)(silent), cached())
 public = app_of(cache_response(ttl=60, public=True)(silent), cached())
 declared = app_of(declaring, cached())
+endpoint_invalidated = invalidated(cache_response(ttl=60, tags=["products"])(silent))
+public_invalidated = invalidated(cache_response(ttl=60, public=True, tags=["products"])(silent))
+declared_invalidated = invalidated(tagged)
 
 
 async def read(product_id: int) -> Product:

@@ -1,5 +1,5 @@
-"""What a miss adds to a Starlette route that returns 1 KB: for URLs that nobody asked for before, and for one that many
-have asked for without anything being stored of it."""
+"""What a miss adds to a Starlette route that returns 1 KB: for URLs that nobody has asked for, for one that many have
+asked for without anything being stored, and for one whose response is invalidated before each request."""
 
 from statistics import median
 
@@ -10,6 +10,7 @@ from benchmarks.subjects.http import Contender, Found, how_busy, measure
 
 PATH, ONE_PATH = "/products/{}", "/products/635"
 STORED = "asynctag; fwd=uri-miss; stored"
+INVALIDATED = 'asynctag; fwd=stale; stored; detail="tag products"'
 
 
 def contender(label: str, app: str, status: str = "") -> Contender:
@@ -29,6 +30,8 @@ KEPT = [
     contender("asynctag: public=True, stored", "public", STORED),
     contender("asynctag: declared public, stored", "declared", STORED),
 ]
+#: With what the invalidation takes, a few microseconds.
+GONE = [contender(f"{one.label}, invalidated before", f"{one.app}_invalidated", INVALIDATED) for one in KEPT]
 FASTAPI = contender("FastAPI, a model: no middleware", "plain_fastapi")
 ON_FASTAPI = [
     contender("FastAPI, a model: asynctag, nothing said", "fastapi_silent"),
@@ -38,6 +41,7 @@ ON_FASTAPI = [
 BASES = {
     NOT_STORED[1].label: REFUSING.label,
     KEPT[2].label: DECLARING.label,
+    GONE[2].label: DECLARING.label,
     **{one.label: FASTAPI.label for one in (FASTAPI, *ON_FASTAPI)},
 }
 CONTENDERS = [
@@ -59,9 +63,10 @@ def run(run: Run) -> Report:
     report = Report("http-miss", "What a miss adds to a route of 1 KB over HTTP")
     starts, rounds = run.pick(8, 1), run.pick(3, 4)
     found = started(report.name, CONTENDERS, starts, rounds, PATH)
-    again = started(report.name, [PLAIN, REFUSING, *NOT_STORED], starts, rounds, ONE_PATH)
+    again = started(report.name, [PLAIN, REFUSING, DECLARING, *NOT_STORED, *GONE], starts, rounds, ONE_PATH)
     times = {label: times_the_base(found, label) for label in found.rates}
     times |= {f"{one.label}{AGAIN}": times_the_base(again, one.label) for one in NOT_STORED}
+    times |= {one.label: times_the_base(again, one.label) for one in GONE}
     report.tables.append(
         Table(
             [
@@ -82,13 +87,13 @@ def run(run: Run) -> Report:
                     "" if name in (PLAIN.label, FASTAPI.label) else duration(added(one, name)),
                 ]
                 for label in times
-                for name, one in [(label.removesuffix(AGAIN), again if label.endswith(AGAIN) else found)]
+                for name, one in [(label.removesuffix(AGAIN), found if label in found.rates else again)]
             ],
         )
     )
     report.targets += [
         Target(f"{label}: time of a request, to the same route without middleware", times[label], most)
-        for some, most in ((NOT_STORED, MOST_NOT_STORED), (KEPT, MOST_STORED))
+        for some, most in ((NOT_STORED, MOST_NOT_STORED), (KEPT, MOST_STORED), (GONE, MOST_STORED))
         for label in [one.label for one in some] + [f"{one.label}{AGAIN}" for one in some if one in NOT_STORED]
     ]
     report.notes.append(

@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route
 from asynctag import Cache, ConfigurationError
 from asynctag.backends.base import Entry, Written
 from asynctag.backends.memory import MemoryBackend
-from asynctag.http import CacheMiddleware, cache_response
+from asynctag.http import CacheMiddleware, cache_response, silence
 from asynctag.http.request import cache_of
 from asynctag.http.rules import Policy
 from asynctag.scope import current_scope
@@ -584,6 +584,83 @@ async def test_a_request_of_a_silent_path_can_be_explained(either: Cache) -> Non
     assert (await ask(site.app, "/page", headers={"authorization": "x"})).cache_status
     assert said[0].policy is not None
     assert said[0].bypass == "authorization"
+
+
+# --- a hit at the endpoint -------------------------------------------------------------------------------
+
+
+async def test_a_hit_at_the_endpoint_needs_no_exchange(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the URL is the whole key: the application's words go out as they are, with those of a hit."""
+    app = CacheMiddleware(Starlette(routes=[Route("/{name}", page(tags=["pages"]))]), cache=cache)
+    first = await ask(app, "/page")
+
+    def refuse(*args: object) -> None:
+        raise AssertionError("an exchange is made")
+
+    monkeypatch.setattr(silence, "Exchange", refuse)
+    for _ in range(2):
+        hit = await ask(app, "/page")
+        assert hit.hit
+        assert (hit.status, hit.body, hit.header("etag")) == (200, first.body, first.header("etag"))
+    monkeypatch.undo()
+    await cache.invalidate("pages")
+    assert (await ask(app, "/page")).cache_status == 'asynctag; fwd=stale; stored; detail="tag pages"'
+
+
+async def test_who_asks_of_a_hit_at_the_endpoint_is_told_and_nothing_more_is_stored(cache: Cache) -> None:
+    """A middleware within asks as the hit goes by, and calls the endpoint once more as a function."""
+    said: list[Any] = []
+    cached = page(tags=["pages"])
+
+    class Curious:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+            async def send_on(message: Any) -> None:
+                if scope["type"] == "http" and message["type"] == "http.response.start":
+                    explained = await cache_of(Request(scope)).explain_response()
+                    again = await cached(Request(scope))
+                    said.append((explained.policy, explained.entry is not None, type(again)))
+                await send(message)
+
+            await self.app(scope, receive, send_on)
+
+    app = CacheMiddleware(Curious(Starlette(routes=[Route("/{name}", cached)])), cache=cache)
+    first = await ask(app, "/page")
+    backend = cache._filling().backend
+    stored = {key: id(entry) for key, entry in backend._entries.items()}  # type: ignore[attr-defined]
+    for _ in range(3):
+        answer = await ask(app, "/page")
+        assert answer.hit
+        assert answer.body == first.body
+    assert stored == {key: id(entry) for key, entry in backend._entries.items()}  # type: ignore[attr-defined]
+    policy, found, kind = said[-1]
+    assert policy is not None
+    assert policy.ttl == 60
+    assert found
+    assert kind is PlainTextResponse, "not a hit for who calls the endpoint as a function"
+
+
+async def test_a_hit_at_the_endpoint_is_for_its_route_alone(cache: Cache) -> None:
+    """An endpoint that another calls as a function gives no hit of the other's URL."""
+    inner = page()
+
+    @cache_response(60)
+    async def outer(request: Request) -> PlainTextResponse:
+        response = await inner(request)
+        return PlainTextResponse(b"outer " + response.body)
+
+    async def free(request: Request) -> PlainTextResponse:
+        response = await inner(request)
+        assert type(response) is PlainTextResponse
+        return PlainTextResponse(b"free " + response.body)
+
+    routes = [Route("/outer", outer), Route("/free", free), Route("/inner", inner)]
+    app = CacheMiddleware(Starlette(routes=routes), cache=cache)
+    for _ in range(3):
+        bodies = [(await ask(app, path)).body for path in ("/inner", "/outer", "/free")]
+        assert bodies == [b"page", b"outer page", b"free page"]
 
 
 # --- what a backend adds, and what is left behind ------------------------------------------------------

@@ -270,8 +270,7 @@ class MemoryBackend(Backend):
         softener = self._softener(entry)
         if softener is not None and not entry.has_stale_period:
             return Written(False, miss=Miss(Cause.INVALIDATED, softener))
-        old = self._entries.get(entry.key)
-        if old is not None and old.stamp > entry.stamp and old.stamp.epoch == entry.stamp.epoch and now < old.expires:
+        if self._has_newer(entry, now):
             return Written(False, miss=Miss(Cause.SUPERSEDED))
         size = _size_of(entry)
         if size > self._max_bytes:
@@ -281,6 +280,13 @@ class MemoryBackend(Backend):
         node.checked = self._stamp if softener is None else None
         self._put(node, now)
         return Written(True, stale=softener is not None or now >= node.fresh_until)
+
+    def _has_newer(self, entry: Entry, now: float) -> bool:
+        """Whether `entry` would replace one with a newer stamp, valid or not."""
+        old = self._entries.get(entry.key)
+        if old is None or old.stamp.epoch != entry.stamp.epoch:
+            return False
+        return old.stamp > entry.stamp and now < old.expires
 
     def why_absent(self, key: str) -> Miss | None:
         if key not in self._entries:
@@ -298,7 +304,7 @@ class MemoryBackend(Backend):
             for entry in entries:
                 if now >= entry.fresh_until:
                     return False
-                if entry.key in self._entries and self._look(entry.key).miss is None:
+                if entry.key in self._entries and (self._look(entry.key).miss is None or self._has_newer(entry, now)):
                     return False
                 # Nothing can have come since, if the journal has not moved.
                 if entry.stamp != stamp and (self._why_invalid(entry) is not None or self._is_softened(entry)):

@@ -142,6 +142,8 @@ class Exchange:
     refused = False
     #: Whether the hits of what goes out are served before routing.
     public = False
+    #: Whether the application has seen the request.
+    running = False
     _key: str | None = None
     _flight: Flight | None = None
     _entered = False  # the endpoint was reached: whatever guards the route has let the request in
@@ -229,6 +231,7 @@ class Exchange:
                 elif self.dims is not None and dims.vary and self.miss is not None and self.miss.cause is Cause.ABSENT:
                     self.forward = "vary-miss"
             if found.flight is not None:
+                await self._begin_anew(found.reading)
                 return None
             known = record_of(await filler.read(self.address.record_key()))
             if known is None or set(known.vary) <= set(dims.vary):
@@ -236,6 +239,19 @@ class Exchange:
             # The response that was waited for turned out to vary by more than was known.
             dims = replace(dims, vary=tuple(sorted({*dims.vary, *known.vary})))
         return None
+
+    async def _begin_anew(self, looked: Reading | None) -> None:
+        """Take the journal's stamp of now, where it has moved on and the application has seen nothing of the request.
+
+        This one may have waited for another, whose response was refused for what was invalidated meanwhile.
+        """
+        if self.filler is None or self.running or looked is None or self._reading is None:
+            return
+        if looked.stamp == self._reading.stamp:
+            return
+        reading = await self.filler.read(self.address.record_key())
+        if record_of(reading) == self.dims:  # else other requests' responses are told apart by now
+            self._reading = reading
 
     def consider(self, entry: Entry) -> None:
         """Take note of a response that may be asked about (RFC 9111 §4.3)."""
@@ -445,6 +461,7 @@ class Exchange:
         if not self.scope.renewing:  # behind which no user is: what it sends goes nowhere
             send = Filling(self.serving, self.scope, send).send
         outgoing = Outgoing(self, send)
+        self.running = True
         asked = self.asgi["headers"]
         if self.stale is not None:
             self.validating = self.stale

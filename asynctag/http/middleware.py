@@ -235,8 +235,8 @@ class CacheMiddleware:
                             try:
                                 await self.app(scope, receive, passing.send)
                             finally:
-                                current_exchange.reset(token)
                                 passing.over()
+                                current_exchange.reset(token)
                             return
                         # As `_run` does it, without a coroutine more.
                         reading = self._nothing_read(filler.backend)
@@ -249,9 +249,9 @@ class CacheMiddleware:
                             if not await silence.answer_stale(error):
                                 raise
                         finally:
+                            silence.over()
                             current_scope.reset(gathering)
                             current_exchange.reset(token)
-                            silence.over()
                         if silence.ended:
                             wanted[number] = WANTED
                         elif silence.answered and wanted[number] == UNKNOWN:
@@ -336,6 +336,7 @@ class CacheMiddleware:
         return silence.answered and not silence.ended
 
     async def _run(self, silence: Silence, scope: AsgiScope) -> None:
+        """Run the application with `silence` in an exchange's place."""
         scope[SCOPE_KEY] = silence
         token = current_exchange.set(silence)
         gathering = current_scope.set(silence.scope)
@@ -345,9 +346,10 @@ class CacheMiddleware:
             if not await silence.answer_stale(error):
                 raise
         finally:
+            # First: the garbage collector may end what a loop left behind, in a context where the others raise.
+            silence.over()
             current_scope.reset(gathering)
             current_exchange.reset(token)
-            silence.over()
 
     def _to_bring(self, scope: AsgiScope, receive: Receive, send: Send, known: Known) -> Silence | None:
         """What stands in an exchange's place for a request of whose URL, with another query perhaps, it is known that
@@ -366,14 +368,12 @@ class CacheMiddleware:
         dims = record.load() if record is not None and record.codec is DIMENSIONS else None
         if dims is None or not dims.plain:
             return None
-        reading = Reading(stamp, record)
-        if not dims.public:  # what there is, is served at the endpoint
-            return Silence(self, filler, scope, receive, send, reading)
-        led = lead_at_once(filler, known.key)
-        if led is None:
-            return None
-        silence = Silence(self, filler, scope, receive, send, reading)
-        silence.bring(address, *led)
+        silence = Silence(self, filler, scope, receive, send, Reading(stamp, record))
+        if dims.public:  # else what there is, is served at the endpoint
+            led = lead_at_once(filler, known.key)
+            if led is None:
+                return None
+            silence.bring(address, *led)
         return silence
 
     async def _pass(self, scope: AsgiScope, receive: Receive, send: Send) -> None:

@@ -123,6 +123,7 @@ class Passing(_InPlace):
         facts, address = read_request(asgi["method"], asgi["headers"]), Address(asgi, cache.namespace)
         client, scope = Client(self._receive), scope_of_response(filler, cache, asgi)
         exchange = Exchange(middleware, filler, asgi, as_it_came(asgi), client, facts, address, None, scope, 0.0)
+        exchange.running = True
         self._outgoing = Outgoing(exchange, self._send)
         return exchange
 
@@ -265,7 +266,7 @@ class Silence(_InPlace, Client):
                 self.scope,
                 self._started,
             )
-            exchange.miss, exchange.replying = self._miss, self._replying
+            exchange.miss, exchange.replying, exchange.running = self._miss, self._replying, True
             if self._policy is not None:
                 exchange.take_over(self._policy, self._flight)
             elif self._flight is not None:
@@ -363,7 +364,12 @@ class Silence(_InPlace, Client):
         if kind == "http.response.start":
             if type(message.get("headers")) is not list:
                 message = with_list(message)
-            if self._flight is not None or may_be_stored(message["headers"], self._middleware.telling):
+            reading = self._reading
+            if (
+                self._flight is not None
+                or (reading is not None and reading.entry is not None)  # of such a URL, `Cache-Status` is told
+                or may_be_stored(message["headers"], self._middleware.telling)
+            ):
                 judged = self._judge(message)
                 if judged is not None:
                     return judged

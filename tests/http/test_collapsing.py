@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route as StarletteRoute
 
-from asynctag import Cache
+from asynctag import Cache, add_tags
 from asynctag.http import CacheMiddleware, cache_response
 from asynctag.integrations.fastapi import cache_policy
 from asynctag.testing import FakeClock
@@ -80,6 +80,70 @@ async def test_concurrent_misses_meet_before_routing_where_the_record_is_known(c
             assert route.runs == 2
             route.go.set()
     assert {call.text for call in calls} == {"run 2"}
+
+
+@pytest.mark.parametrize("by", ["policy", "headers"])
+async def test_an_invalidation_costs_those_who_wait_one_more_run(cache: Cache, by: str) -> None:
+    """The first response is refused, as from before it; who leads next begins with the journal of then."""
+    route = Route()
+
+    async def page(request: Request) -> PlainTextResponse:
+        add_tags("page")
+        said = {} if by == "policy" else {"cache-control": "public, max-age=60"}
+        return PlainTextResponse(f"run {await route.pause()}", headers=said)
+
+    endpoint = cache_response(60, public=True)(page) if by == "policy" else page
+    app = Starlette(routes=[StarletteRoute("/", endpoint)])
+    app.add_middleware(CacheMiddleware, cache=cache)
+    await begin_and_finish(app, route)
+    await cache.invalidate("page")
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            calls = [begin(tasks, app) for _ in range(20)]
+            await all_blocked()
+            assert route.runs == 2
+            await cache.invalidate("page")
+            route.go.set()
+    assert route.runs == 3
+    assert sorted(call.text for call in calls) == ["run 2", *["run 3"] * 19]
+    assert (await ask(app)).hit
+
+
+@pytest.mark.parametrize("headers", [{}, {"cookie": "id=1"}])
+async def test_what_is_built_from_what_was_read_before_the_wait_is_not_stored(
+    cache: Cache, headers: dict[str, str]
+) -> None:
+    """Who waits at an endpoint has been through what stands before it, which may have read what is stale by now."""
+    route, price = Route(), ["old"]
+
+    class Reading:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            scope["price"] = price[0]
+            await self.app(scope, receive, send)
+
+    @cache_response(60, tags=["price"], cookies=())
+    async def page(request: Request) -> PlainTextResponse:
+        await route.pause()
+        return PlainTextResponse(request.scope["price"])
+
+    app = Starlette(routes=[StarletteRoute("/", page)])
+    app.add_middleware(Reading)
+    app.add_middleware(CacheMiddleware, cache=cache)
+    await begin_and_finish(app, route)
+    await cache.invalidate("price")
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            calls = [begin(tasks, app, headers=headers) for _ in range(3)]
+            await all_blocked()
+            assert route.runs == 2
+            price[0] = "new"
+            await cache.invalidate("price")
+            route.go.set()
+    assert {call.text for call in calls} == {"old"}, "as they were before the invalidation"
+    assert (await ask(app)).text == "new"
 
 
 async def test_sync_routes_are_collapsed(cache: Cache) -> None:

@@ -1116,6 +1116,21 @@ async def test_what_is_added_takes_the_place_of_what_cannot_be_served() -> None:
 
 
 @pytest.mark.anyio
+async def test_what_is_newer_is_not_replaced_though_it_is_gone() -> None:
+    """By a tag that the older one lacks; once it has expired it is."""
+    clock = FakeClock()
+    backend = MemoryBackend(clock=clock)
+    before = backend.newest()
+    await backend.invalidate(["other"])
+    assert backend.add([entry_of(backend, "a", tags=("t",), ttl=5)])
+    await backend.invalidate(["t"])
+    assert backend.why_absent("a") == Miss(Cause.INVALIDATED, "t")
+    assert not backend.add([entry_of(backend, "a", stamp=before)])
+    clock.advance(6)
+    assert backend.add([entry_of(backend, "a", stamp=before)])
+
+
+@pytest.mark.anyio
 async def test_a_lease_is_no_reason_to_bring_what_is_there() -> None:
     backend = MemoryBackend(clock=FakeClock())
     assert backend.add([entry_of(backend, "a", tags=("t",))])

@@ -1,7 +1,9 @@
 """A request of which nobody wants the response cached till late: what comes of it is what an exchange would make."""
 
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
 import anyio
@@ -12,12 +14,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
-from asynctag import Cache, ConfigurationError
+from asynctag import Cache, ConfigurationError, add_tags
 from asynctag.backends.base import Entry, Written
 from asynctag.backends.memory import MemoryBackend
 from asynctag.http import CacheMiddleware, cache_response, silence
 from asynctag.http.request import cache_of
 from asynctag.http.rules import Policy
+from asynctag.http.variants import DIMENSIONS
 from asynctag.scope import current_scope
 from asynctag.testing import FakeClock
 from asynctag.windows import Window
@@ -44,6 +47,12 @@ def page(**policy: Any) -> Any:
         return PlainTextResponse("page")
 
     return endpoint
+
+
+def memory_of(cache: Cache) -> MemoryBackend:
+    backend = cache._filling().backend
+    assert isinstance(backend, MemoryBackend)
+    return backend
 
 
 async def set_precedent(app: Any, *paths: str) -> None:
@@ -586,6 +595,99 @@ async def test_a_request_of_a_silent_path_can_be_explained(either: Cache) -> Non
     assert said[0].bypass == "authorization"
 
 
+# --- what was stored and is gone -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["at the endpoint", "public", "by headers"])
+@pytest.mark.parametrize("url", ["/gone", "/gone?new=1", "/never"])
+async def test_what_a_loop_leaves_behind_holds_nobody_up(cache: Cache, kind: str, url: str) -> None:
+    """The garbage collector ends its coroutine, in a context that is not the request's: the flight lands still."""
+    left = False
+
+    class ForEver:
+        def __await__(self) -> Generator[None, None, None]:
+            yield
+
+    async def endpoint(request: Request) -> PlainTextResponse:
+        add_tags("gone")
+        if left:
+            await ForEver()
+        return PlainTextResponse("page", headers=said)
+
+    said = {"cache-control": "public, max-age=60"} if kind == "by headers" else {}
+    cached = endpoint if kind == "by headers" else cache_response(60, public=kind == "public")(endpoint)
+    app = CacheMiddleware(Starlette(routes=[Route("/{name}", cached)]), cache=cache)
+    await set_precedent(app, "/first", "/second", "/gone")
+    await cache.invalidate("gone")
+    left, call = True, request(url)
+    abandoned: Any = app(call.scope, call.receive, call.send)
+    copy_context().run(abandoned.send, None)
+    left = False
+    with suppress(ValueError):
+        abandoned.close()
+    with anyio.fail_after(5):
+        assert (await ask(app, url)).body == b"page"
+
+
+async def test_a_guards_answer_tells_of_a_known_url_that_it_is_not_stored(cache: Cache) -> None:
+    """Whether what is stored there is there, or gone."""
+    open_to_all = True
+
+    class Guard:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+            answer = self.app if open_to_all or scope["type"] != "http" else PlainTextResponse("no", status_code=401)
+            await answer(scope, receive, send)
+
+    app = CacheMiddleware(Guard(Starlette(routes=[Route("/{name}", page(tags=["pages"]))])), cache=cache)
+    await set_precedent(app)
+    open_to_all = False
+    assert (await ask(app, "/first")).cache_status == 'asynctag; fwd=uri-miss; detail="status"'
+    await cache.invalidate("pages")
+    for url in ("/first", "/first?new=1"):
+        refused = await ask(app, url)
+        assert (refused.status, refused.cache_status) == (401, 'asynctag; fwd=uri-miss; detail="status"')
+
+
+async def test_tags_go_out_with_what_is_brought_again(cache: Cache) -> None:
+    app = CacheMiddleware(
+        Starlette(routes=[Route("/{name}", page(tags=["pages"], public=True))]), cache=cache, expose_tags="x-tags"
+    )
+    for _ in range(5):  # by then there would be a precedent
+        assert (await ask(app, "/first")).header("x-tags") == "pages"
+        await cache.invalidate("pages")
+
+
+async def test_a_record_comes_to_say_what_a_response_says_that_is_brought_again(cache: Cache) -> None:
+    """A page that becomes public: what is stored of its other queries is served before routing too."""
+    public = False
+
+    async def both(request: Request) -> PlainTextResponse:
+        endpoint = declared if public else cached
+        request.scope["endpoint"] = endpoint
+        answer: PlainTextResponse = await endpoint(request)
+        return answer
+
+    async def declared(request: Request) -> PlainTextResponse:
+        add_tags("pages")
+        return PlainTextResponse("page", headers={"cache-control": "public, max-age=60"})
+
+    cached = page(tags=["pages"])
+    routes = [Route("/both", both), Route("/{name}", declared)]
+    app = CacheMiddleware(Starlette(routes=routes), cache=cache)
+    await set_precedent(app)
+    assert "stored" in (await ask(app, "/both")).cache_status
+    await cache.invalidate("pages")
+    public = True
+    assert "; stored" in (await ask(app, "/both")).cache_status
+    recorded = [
+        entry.load() for key, entry in memory_of(cache)._entries.items() if entry.codec is DIMENSIONS and "/both" in key
+    ]
+    assert [one.public for one in recorded] == [True]
+
+
 # --- a hit at the endpoint -------------------------------------------------------------------------------
 
 
@@ -628,13 +730,12 @@ async def test_who_asks_of_a_hit_at_the_endpoint_is_told_and_nothing_more_is_sto
 
     app = CacheMiddleware(Curious(Starlette(routes=[Route("/{name}", cached)])), cache=cache)
     first = await ask(app, "/page")
-    backend = cache._filling().backend
-    stored = {key: id(entry) for key, entry in backend._entries.items()}  # type: ignore[attr-defined]
+    stored = dict(memory_of(cache)._entries)
     for _ in range(3):
         answer = await ask(app, "/page")
         assert answer.hit
         assert answer.body == first.body
-    assert stored == {key: id(entry) for key, entry in backend._entries.items()}  # type: ignore[attr-defined]
+    assert stored == memory_of(cache)._entries
     policy, found, kind = said[-1]
     assert policy is not None
     assert policy.ttl == 60

@@ -358,7 +358,7 @@ class CacheMiddleware:
         None where the exchange is to find out what there is, or to wait for another.
         """
         filler = self.cache._filler
-        if filler is None or filler is not self._wanted_on or self._wanted is None or not self._may_be_silent:
+        if filler is None or filler is not self._wanted_on or self._wanted is None:  # nor where none may be silent
             return None
         if self.cache._disabled or not filler.can_add or not filler._agreed or filler.pending.names:
             return None

@@ -318,7 +318,6 @@ class Silence(_InPlace, Client):
         if response is MISSING or response.windows is not None:
             return False
         self._address, self._policy, self._replying = address, policy, True
-        self.scope.may_await = False
         return self._middleware.answer(response, entry, PLAIN_GET, stale=False)
 
     async def reply(self, messages: Reply, send: Send, receive: Receive) -> None:

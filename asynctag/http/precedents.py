@@ -3,7 +3,7 @@ are not gone over again."""
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from asynctag.backends.base import Cause, Miss
+from asynctag.backends.base import Cause, Entry, Miss, Stamp
 from asynctag.expiry import Expiry
 from asynctag.http.asgi import Fields, Message
 from asynctag.http.headers import cache_status, make_etag, parse_age
@@ -37,13 +37,13 @@ class Precedent:
 
     __slots__ = (
         "_at_new_url",
+        "_dims_size",
         "_name",
         "added",
         "adds_cache_control",
         "age",
         "ages_from_request",
         "dims",
-        "dims_size",
         "expiry",
         "kept",
         "must_revalidate",
@@ -66,7 +66,7 @@ class Precedent:
     ) -> None:
         self.policy = policy
         self.dims = dims
-        self.dims_size = DIMENSIONS.keep(dims).size
+        self._dims_size = DIMENSIONS.keep(dims).size
         #: What goes out after the application's headers, before the validator.
         self.added = added
         self.adds_cache_control = bool(added)
@@ -83,6 +83,10 @@ class Precedent:
         self.must_revalidate = verdict.must_revalidate
         self._name = name
         self._at_new_url = (b"cache-status", cache_status(fwd="uri-miss", stored=True, name=name))
+
+    def record(self, key: str, tags: tuple[str, ...], stamp: Stamp, end: float) -> Entry:
+        """The record of a URL, until `end` on the backend's clock."""
+        return Entry(key, self.dims, None, DIMENSIONS, self._dims_size, tags, stamp, end, end, end, end)
 
     def is_recorded_as(self, dims: Dimensions) -> bool:
         """Whether a record of `dims`, which are plain, holds all that it would say of its URL's responses."""

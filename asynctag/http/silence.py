@@ -21,7 +21,7 @@ from asynctag.http.request import SCOPE_KEY, RequestCache, ResponseExplanation
 from asynctag.http.rules import DECISIVE, PLAIN_GET, Policy, may_be_stored, read_request
 from asynctag.http.serving import Aside, Filling, Serving, current_exchange
 from asynctag.http.stored import RESPONSES, StoredResponse
-from asynctag.http.variants import DIMENSIONS, PLAIN
+from asynctag.http.variants import PLAIN
 
 if TYPE_CHECKING:
     from asynctag.http.middleware import CacheMiddleware, Known
@@ -480,12 +480,7 @@ class Silence(_InPlace, Client):
         if recorded is None:
             # The URL's record first, as ever: it is what tells other requests of the response.
             tags, end = in_order((record_key, *implicit)), now + filler.max_ttl
-            entries.insert(
-                0,
-                Entry(
-                    record_key, precedent.dims, None, DIMENSIONS, precedent.dims_size, tags, stamp, end, end, end, end
-                ),
-            )
+            entries.insert(0, precedent.record(record_key, tags, stamp, end))
         middleware.note_wanted(origin["path"], filler)
         flight = self._flight
         if flight is not None:

@@ -49,7 +49,7 @@ from asynctag.http.variants import (
 )
 from asynctag.names import KEY, tag_name
 from asynctag.placeholders import Segments
-from asynctag.scope import Scope, current_scope, live_scope
+from asynctag.scope import Scope, current_scope, gathering_scope, live_scope
 
 if TYPE_CHECKING:
     from asynctag.http.middleware import CacheMiddleware
@@ -70,6 +70,14 @@ def scope_of_response(filler: Filler | None, cache: Cache, asgi: AsgiScope, *, r
     scope = Scope(f"the response to {asgi['method']} {asgi['path']}", backend, cache.namespace, parent, renewing)
     scope.is_response = scope.may_await = True
     return scope
+
+
+def tag_response(scope: Scope, tags: set[str]) -> None:
+    """Tag the response that `scope` gathers for, and a computation within it that calls the rest of the application."""
+    scope.gather(tags, scope.backend)
+    within = gathering_scope()
+    if within is not None and within is not scope:
+        within.gather(tags, scope.backend)
 
 
 class Address:
@@ -142,8 +150,6 @@ class Exchange:
     refused = False
     #: Whether the hits of what goes out are served before routing.
     public = False
-    #: Whether the application has seen the request.
-    running = False
     _key: str | None = None
     _flight: Flight | None = None
     _entered = False  # the endpoint was reached: whatever guards the route has let the request in
@@ -231,7 +237,6 @@ class Exchange:
                 elif self.dims is not None and dims.vary and self.miss is not None and self.miss.cause is Cause.ABSENT:
                     self.forward = "vary-miss"
             if found.flight is not None:
-                await self._begin_anew(found.reading)
                 return None
             known = record_of(await filler.read(self.address.record_key()))
             if known is None or set(known.vary) <= set(dims.vary):
@@ -239,19 +244,6 @@ class Exchange:
             # The response that was waited for turned out to vary by more than was known.
             dims = replace(dims, vary=tuple(sorted({*dims.vary, *known.vary})))
         return None
-
-    async def _begin_anew(self, looked: Reading | None) -> None:
-        """Take the journal's stamp of now, where it has moved on and the application has seen nothing of the request.
-
-        This one may have waited for another, whose response was refused for what was invalidated meanwhile.
-        """
-        if self.filler is None or self.running or looked is None or self._reading is None:
-            return
-        if looked.stamp == self._reading.stamp:
-            return
-        reading = await self.filler.read(self.address.record_key())
-        if record_of(reading) == self.dims:  # else other requests' responses are told apart by now
-            self._reading = reading
 
     def consider(self, entry: Entry) -> None:
         """Take note of a response that may be asked about (RFC 9111 §4.3)."""
@@ -332,7 +324,7 @@ class Exchange:
 
     def tag(self, tags: Iterable[str]) -> None:
         """Tags of the response, as they stand in the backend."""
-        self.scope.gather(set(tags), self.scope.backend)
+        tag_response(self.scope, set(tags))
 
     def group(self, headers: Headers) -> None:
         """Tag the response with the groups that it says it is in (RFC 9875 §2)."""
@@ -423,6 +415,9 @@ class Exchange:
         self.public, self.fills = stored.response.public, stored.response.windows is not None
         self.land(Fate.CANCELLED)
         self.scope.absorb(stored.entry, self.scope.backend, stale=stored.stale)
+        within = gathering_scope()
+        if within is not None and within is not self.scope:
+            within.absorb(stored.entry, self.scope.backend, stale=stored.stale)
         return self.middleware.answer(
             stored.response, stored.entry, self.facts, stale=stored.stale, collapsed=stored.collapsed
         )
@@ -461,7 +456,6 @@ class Exchange:
         if not self.scope.renewing:  # behind which no user is: what it sends goes nowhere
             send = Filling(self.serving, self.scope, send).send
         outgoing = Outgoing(self, send)
-        self.running = True
         asked = self.asgi["headers"]
         if self.stale is not None:
             self.validating = self.stale

@@ -14,7 +14,7 @@ from asynctag.errors import ConfigurationError, InvalidTagError
 from asynctag.expiry import Seconds, fraction, seconds
 from asynctag.functions import resolve_annotations
 from asynctag.http.asgi import Receive, Send
-from asynctag.http.exchange import Exchange
+from asynctag.http.exchange import Exchange, tag_response
 from asynctag.http.rules import Policy
 from asynctag.http.silence import Silence, exchange_here, silence_here
 from asynctag.names import tag_name
@@ -185,8 +185,7 @@ def _tag(exchange: Exchange | Silence, tags_of: TagsOf, values: Mapping[str, obj
         exchange.refuse("tag", error)
         return
     if tags:
-        scope = exchange.scope
-        scope.gather({tag_name(scope.namespace, one) for one in tags}, scope.backend)
+        tag_response(exchange.scope, {tag_name(exchange.scope.namespace, one) for one in tags})
 
 
 async def stored_reply(exchange: Exchange) -> "StoredReply | None":

@@ -22,6 +22,7 @@ from asynctag.http.rules import DECISIVE, PLAIN_GET, Policy, may_be_stored, read
 from asynctag.http.serving import Aside, Filling, Serving, current_exchange
 from asynctag.http.stored import RESPONSES, StoredResponse
 from asynctag.http.variants import PLAIN
+from asynctag.scope import current_scope
 
 if TYPE_CHECKING:
     from asynctag.http.middleware import CacheMiddleware, Known
@@ -123,7 +124,6 @@ class Passing(_InPlace):
         facts, address = read_request(asgi["method"], asgi["headers"]), Address(asgi, cache.namespace)
         client, scope = Client(self._receive), scope_of_response(filler, cache, asgi)
         exchange = Exchange(middleware, filler, asgi, as_it_came(asgi), client, facts, address, None, scope, 0.0)
-        exchange.running = True
         self._outgoing = Outgoing(exchange, self._send)
         return exchange
 
@@ -266,7 +266,7 @@ class Silence(_InPlace, Client):
                 self.scope,
                 self._started,
             )
-            exchange.miss, exchange.replying, exchange.running = self._miss, self._replying, True
+            exchange.miss, exchange.replying = self._miss, self._replying
             if self._policy is not None:
                 exchange.take_over(self._policy, self._flight)
             elif self._flight is not None:
@@ -292,6 +292,8 @@ class Silence(_InPlace, Client):
         filler = self._filler
         if self.ended or self.scope.closed or self._asgi.get("endpoint") is not endpoint or not self._is_plain():
             return False
+        if current_scope.get() is not self.scope:  # a computation within would depend on what is found
+            return False
         assert filler is not None
         self.ended = True
         plain = self._middleware.as_plain(effective_route(self._asgi), policy)
@@ -312,12 +314,15 @@ class Silence(_InPlace, Client):
         return True
 
     def _hit(self, entry: Entry, address: Address, policy: Policy) -> Literal[False] | Reply:
-        """The messages of a hit, as `Exchange.hit` gives them; no computation is around that would depend on it. What
-        the application sends from here on goes out as it is. False where windows are to be filled."""
+        """The messages of a hit, as `Exchange.hit` gives them. False where windows are to be filled.
+
+        What the application sends from here on goes out as it is.
+        """
         response = load(entry, RESPONSES)
         if response is MISSING or response.windows is not None:
             return False
         self._address, self._policy, self._replying = address, policy, True
+        self.scope.may_await = False
         return self._middleware.answer(response, entry, PLAIN_GET, stale=False)
 
     async def reply(self, messages: Reply, send: Send, receive: Receive) -> None:
@@ -357,6 +362,8 @@ class Silence(_InPlace, Client):
             return self._conclude(message)
         kind = message["type"]
         if self._replying:
+            if self.scope.places is not None:  # something on the way may have put a window into the hit
+                return self._filling_now().send(message)
             if kind == "http.response.start":
                 self._start = message
             return self._send(message)

@@ -6,12 +6,12 @@ import anyio
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route as StarletteRoute
 
 from asynctag import Cache, add_tags
-from asynctag.http import CacheMiddleware, cache_response
+from asynctag.http import CacheMiddleware, Policy, cache_response
 from asynctag.integrations.fastapi import cache_policy
 from asynctag.testing import FakeClock
 from tests.http.driver import Call, Route, SlowBackend, all_blocked, ask, begin, request, running
@@ -82,38 +82,9 @@ async def test_concurrent_misses_meet_before_routing_where_the_record_is_known(c
     assert {call.text for call in calls} == {"run 2"}
 
 
-@pytest.mark.parametrize("by", ["policy", "headers"])
-async def test_an_invalidation_costs_those_who_wait_one_more_run(cache: Cache, by: str) -> None:
-    """The first response is refused, as from before it; who leads next begins with the journal of then."""
-    route = Route()
-
-    async def page(request: Request) -> PlainTextResponse:
-        add_tags("page")
-        said = {} if by == "policy" else {"cache-control": "public, max-age=60"}
-        return PlainTextResponse(f"run {await route.pause()}", headers=said)
-
-    endpoint = cache_response(60, public=True)(page) if by == "policy" else page
-    app = Starlette(routes=[StarletteRoute("/", endpoint)])
-    app.add_middleware(CacheMiddleware, cache=cache)
-    await begin_and_finish(app, route)
-    await cache.invalidate("page")
-    with anyio.fail_after(10):
-        async with anyio.create_task_group() as tasks:
-            calls = [begin(tasks, app) for _ in range(20)]
-            await all_blocked()
-            assert route.runs == 2
-            await cache.invalidate("page")
-            route.go.set()
-    assert route.runs == 3
-    assert sorted(call.text for call in calls) == ["run 2", *["run 3"] * 19]
-    assert (await ask(app)).hit
-
-
-@pytest.mark.parametrize("headers", [{}, {"cookie": "id=1"}])
-async def test_what_is_built_from_what_was_read_before_the_wait_is_not_stored(
-    cache: Cache, headers: dict[str, str]
-) -> None:
-    """Who waits at an endpoint has been through what stands before it, which may have read what is stale by now."""
+@pytest.mark.parametrize("where", ["around", "policy", "within", "within, with a cookie"])
+async def test_what_is_built_from_what_was_read_before_the_wait_is_not_stored(cache: Cache, where: str) -> None:
+    """Who waits has been through what stands before, which may have read what is stale by now: it looks no later."""
     route, price = Route(), ["old"]
 
     class Reading:
@@ -122,16 +93,26 @@ async def test_what_is_built_from_what_was_read_before_the_wait_is_not_stored(
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             scope["price"] = price[0]
+            await anyio.lowlevel.checkpoint()
             await self.app(scope, receive, send)
 
-    @cache_response(60, tags=["price"], cookies=())
+    def policy(connection: HTTPConnection) -> Policy:
+        connection.scope["price"] = price[0]
+        return Policy(ttl=60, public=True)
+
     async def page(request: Request) -> PlainTextResponse:
+        add_tags("price")
         await route.pause()
         return PlainTextResponse(request.scope["price"])
 
-    app = Starlette(routes=[StarletteRoute("/", page)])
-    app.add_middleware(Reading)
-    app.add_middleware(CacheMiddleware, cache=cache)
+    declared = cache_response(60, cookies=(), public=where == "around")(page)
+    site: Any = Starlette(routes=[StarletteRoute("/", page if where == "policy" else declared)])
+    if where.startswith("within"):
+        site = Reading(site)
+    app: Any = CacheMiddleware(site, cache=cache, policy=policy if where == "policy" else None)
+    if where == "around":
+        app = Reading(app)
+    headers = {"cookie": "id=1"} if where == "within, with a cookie" else {}
     await begin_and_finish(app, route)
     await cache.invalidate("price")
     with anyio.fail_after(10):

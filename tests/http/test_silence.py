@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route
 
-from asynctag import Cache, ConfigurationError, add_tags
+from asynctag import Cache, ConfigurationError, WindowError, add_tags
 from asynctag.backends.base import Entry, Written
 from asynctag.backends.memory import MemoryBackend
 from asynctag.http import CacheMiddleware, cache_response, silence
@@ -741,6 +741,105 @@ async def test_who_asks_of_a_hit_at_the_endpoint_is_told_and_nothing_more_is_sto
     assert policy.ttl == 60
     assert found
     assert kind is PlainTextResponse, "not a hit for who calls the endpoint as a function"
+
+
+async def test_a_window_may_be_put_into_a_hit_on_its_way(cache: Cache) -> None:
+    """By what stands within, for who asks: it is filled, and the page is nobody else's."""
+
+    @cache.window(name="badge")
+    async def badge() -> str:
+        return "BADGE"
+
+    class Badges:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+            if (b"x-badge", b"1") not in scope["headers"]:
+                await self.app(scope, receive, send)
+                return
+            text = str(badge()).encode()
+
+            async def send_on(message: Any) -> None:
+                if message["type"] == "http.response.body":
+                    message = {**message, "body": message["body"] + text}
+                await send(message)
+
+            await self.app(scope, receive, send_on)
+
+    app = CacheMiddleware(Badges(Starlette(routes=[Route("/{name}", page())])), cache=cache)
+    for _ in range(2):
+        await ask(app, "/page")
+    answer = await ask(app, "/page", headers={"x-badge": "1"})
+    assert answer.hit
+    assert answer.body == b"pageBADGE"
+    assert answer.header("cache-control") == "private, no-store"
+    assert (await ask(app, "/page")).body == b"page"
+
+
+async def test_no_window_is_awaited_once_a_hit_was_found(cache: Cache) -> None:
+    """As on a miss: what awaits it would work on hits alone."""
+    said: list[str] = []
+
+    @cache.window(name="badge")
+    async def badge() -> str:
+        return "BADGE"
+
+    cached = page()
+
+    async def around(request: Request) -> Any:
+        request.scope["endpoint"] = cached
+        response = await cached(request)
+        try:
+            await badge()
+        except WindowError:
+            said.append("refused")
+        return response
+
+    app = CacheMiddleware(Starlette(routes=[Route("/{name}", around)]), cache=cache)
+    assert [(await ask(app, "/page")).hit for _ in range(2)] == [False, True]
+    assert said == ["refused", "refused"]
+
+
+@pytest.mark.parametrize("public", [False, True])
+@pytest.mark.parametrize("hit", [False, True])
+async def test_a_computation_within_depends_on_the_page_that_it_asks_for(cache: Cache, public: bool, hit: bool) -> None:
+    """A middleware within caches what the rest of the application sends, a hit or not, by a computation of its own."""
+    price = "old"
+
+    @cache_response(60, tags=["price"], public=public)
+    async def priced(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(price)
+
+    class Fragments:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+            if (b"x-fragment", b"1") not in scope["headers"]:
+                await self.app(scope, receive, send)
+                return
+
+            async def compute() -> str:
+                body = b""
+
+                async def keep(message: Any) -> None:
+                    nonlocal body
+                    body += message.get("body", b"")
+
+                await self.app(scope, receive, keep)
+                return body.decode()
+
+            await PlainTextResponse(await cache.get_or_set("fragment", compute, ttl=60))(scope, receive, send)
+
+    app = CacheMiddleware(Fragments(Starlette(routes=[Route("/{name}", priced)])), cache=cache)
+    await set_precedent(app, "/a", "/b", "/c")
+    # With a cookie, a hit is not served before routing.
+    headers = {"x-fragment": "1", "cookie": "id=1"} if public and hit else {"x-fragment": "1"}
+    assert (await ask(app, "/a" if hit else "/new", headers=headers)).body == b"old"
+    price = "new"
+    await cache.invalidate("price")
+    assert (await ask(app, "/newer", headers=headers)).body == b"new"
 
 
 async def test_a_hit_at_the_endpoint_is_for_its_route_alone(cache: Cache) -> None:

@@ -6,7 +6,7 @@ from statistics import median
 from benchmarks.plot import Bar, Plot
 from benchmarks.report import Report, Table, Target, duration, figure
 from benchmarks.subjects import Run
-from benchmarks.subjects.http import Contender, Found, how_busy, measure
+from benchmarks.subjects.http import Contender, Found, how_busy, how_often, started
 
 PATH, ONE_PATH = "/products/{}", "/products/635"
 STORED = "asynctag; fwd=uri-miss; stored"
@@ -62,8 +62,9 @@ MOST_NOT_STORED, MOST_STORED = 1.15, 1.4
 def run(run: Run) -> Report:
     report = Report("http-miss", "What a miss adds to a route of 1 KB over HTTP")
     starts, rounds = run.pick(8, 1), run.pick(3, 4)
-    found = started(report.name, CONTENDERS, starts, rounds, PATH)
-    again = started(report.name, [PLAIN, REFUSING, DECLARING, *NOT_STORED, *GONE], starts, rounds, ONE_PATH)
+    found = started(report.name, CONTENDERS, starts, rounds, path=PATH, base=PLAIN.label)
+    one_path = [PLAIN, REFUSING, DECLARING, *NOT_STORED, *GONE]
+    again = started(report.name, one_path, starts, rounds, path=ONE_PATH, base=PLAIN.label)
     times = {label: times_the_base(found, label) for label in found.rates}
     times |= {f"{one.label}{AGAIN}": times_the_base(again, one.label) for one in NOT_STORED}
     times |= {one.label: times_the_base(again, one.label) for one in GONE}
@@ -96,10 +97,7 @@ def run(run: Run) -> Report:
         for some, most in ((NOT_STORED, MOST_NOT_STORED), (KEPT, MOST_STORED), (GONE, MOST_STORED))
         for label in [one.label for one in some] + [f"{one.label}{AGAIN}" for one in some if one in NOT_STORED]
     ]
-    report.notes.append(
-        how_busy(found, PLAIN.label)
-        + f" The servers were started {starts} times, for where a process lies in memory tells for as long as it runs."
-    )
+    report.notes.append(how_busy(found, PLAIN.label) + how_often(starts))
     report.plots.append(
         Plot(
             report.name,
@@ -117,18 +115,6 @@ def run(run: Run) -> Report:
         )
     )
     return report
-
-
-def started(name: str, contenders: list[Contender], starts: int, rounds: int, path: str) -> Found:
-    """What is found in all rounds of several starts of the servers."""
-    found = Found()
-    for _ in range(starts):
-        one = measure(name, contenders, rounds, path=path, base=PLAIN.label)
-        for label in one.rates:
-            found.rates.setdefault(label, []).extend(one.rates[label])
-            found.costs.setdefault(label, []).extend(one.costs[label])
-        found.busy += one.busy
-    return found
 
 
 def times_the_base(found: Found, label: str) -> float:

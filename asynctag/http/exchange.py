@@ -75,9 +75,15 @@ def scope_of_response(filler: Filler | None, cache: Cache, asgi: AsgiScope, *, r
 def tag_response(scope: Scope, tags: set[str]) -> None:
     """Tag the response that `scope` gathers for, and a computation within it that calls the rest of the application."""
     scope.gather(tags, scope.backend)
-    within = gathering_scope()
-    if within is not None and within is not scope:
+    within = computation_within(scope)
+    if within is not None:
         within.gather(tags, scope.backend)
+
+
+def computation_within(scope: Scope) -> Scope | None:
+    """The computation that runs here for the response that `scope` gathers for, if there is one."""
+    here = gathering_scope()
+    return here if here is not scope else None
 
 
 class Address:
@@ -415,8 +421,8 @@ class Exchange:
         self.public, self.fills = stored.response.public, stored.response.windows is not None
         self.land(Fate.CANCELLED)
         self.scope.absorb(stored.entry, self.scope.backend, stale=stored.stale)
-        within = gathering_scope()
-        if within is not None and within is not self.scope:
+        within = computation_within(self.scope)
+        if within is not None:
             within.absorb(stored.entry, self.scope.backend, stale=stored.stale)
         return self.middleware.answer(
             stored.response, stored.entry, self.facts, stale=stored.stale, collapsed=stored.collapsed

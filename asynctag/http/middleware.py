@@ -364,11 +364,11 @@ class CacheMiddleware:
             return None
         backend, address = filler.backend, Address(scope, self.cache.namespace, known.base)
         stamp = backend.newest()
-        record = backend.peek(address.record_key())
-        dims = record.load() if record is not None and record.codec is DIMENSIONS else None
+        reading = Reading(stamp, backend.peek(address.record_key()))
+        dims = record_of(reading)
         if dims is None or not dims.plain:
             return None
-        silence = Silence(self, filler, scope, receive, send, Reading(stamp, record))
+        silence = Silence(self, filler, scope, receive, send, reading)
         if dims.public:  # else what there is, is served at the endpoint
             led = lead_at_once(filler, known.key)
             if led is None:

@@ -24,6 +24,15 @@ class Client:
             self.has_body = True
         return message
 
+    def leave(self) -> None:
+        """Nothing more is received, and nothing leads to the server any more."""
+        self._receive = receive_from_nobody
+
+
+async def receive_from_nobody() -> Message:
+    """What there is to receive when all is over."""
+    return {"type": "http.disconnect"}
+
 
 def as_it_came(asgi: AsgiScope) -> AsgiScope:
     """A copy of a request's scope: routing writes into the scope, and the application into its state and headers."""

@@ -519,6 +519,7 @@ class Exchange:
         self._over = True
         self.land(Fate.CANCELLED)
         self.scope.hand_up()
+        self.client.leave()
 
     # --- storing -----------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 from asynctag.backends.base import Entry, Miss, Reading
@@ -11,7 +11,7 @@ from asynctag.errors import BackendError
 from asynctag.fill import MISSING, Filler, in_order, load
 from asynctag.flight import Fate, Flight, Turn
 from asynctag.http.asgi import AsgiScope, Message, Receive, Send
-from asynctag.http.client import Client, as_it_came
+from asynctag.http.client import Client, as_it_came, receive_from_nobody
 from asynctag.http.exchange import Address, Exchange, filler_in_use, record_of, scope_of_response
 from asynctag.http.guards import effective_route
 from asynctag.http.headers import make_etag, name_of
@@ -27,6 +27,9 @@ from asynctag.scope import current_scope
 if TYPE_CHECKING:
     from asynctag.http.middleware import CacheMiddleware, Known
 
+
+#: The context of what runs no more.
+NOWHERE = Context()
 
 #: The start and the body of a hit.
 Reply: TypeAlias = tuple[Message, Message]
@@ -55,7 +58,9 @@ class _InPlace:
     _is_over: bool
     _middleware: "CacheMiddleware"
     _outgoing: Outgoing | None
+    _receive: Receive
     _request_cache: RequestCache | None
+    _send: Send
 
     if TYPE_CHECKING:
 
@@ -87,6 +92,9 @@ class _InPlace:
         self._asgi[SCOPE_KEY] = self._middleware.afterwards  # itself would be a cycle
         if self._request_cache is not None:
             self._request_cache._over()
+        # A server's timer for an idle connection may hold the context in which the response went out, and this with it
+        # (uvicorn's does). What hangs on it is there for as long, and work for the garbage collector.
+        self._send, self._receive = send_to_nobody, receive_from_nobody
 
 
 class Passing(_InPlace):
@@ -191,6 +199,7 @@ class Silence(_InPlace, Client):
         "_send",
         "_start",
         "_started",
+        "answered",
         "ended",
         "scope",
     )
@@ -226,6 +235,8 @@ class Silence(_InPlace, Client):
         self._miss: Miss | None = None  # why what was stored there cannot be served, as far as it was looked for
         #: Whether somebody wants the response cached.
         self.ended = False
+        #: Whether a 200 went out, as a response that was to be expected: told when all is over.
+        self.answered = False
         self._is_over = False
         self._replying = False  # a hit is on its way
         self._known = known
@@ -236,11 +247,6 @@ class Silence(_InPlace, Client):
     @property
     def client(self) -> Client:
         return self
-
-    @property
-    def answered(self) -> bool:
-        """Whether a 200 went out, as a response that was to be expected."""
-        return self._start is not None and self._start["status"] == 200
 
     def end(self) -> "Exchange | Literal[False]":
         """Somebody wants the response cached: gives the exchange that sees to it from here on, unless all is over."""
@@ -525,6 +531,8 @@ class Silence(_InPlace, Client):
 
     def over(self) -> None:
         super().over()
+        if self._start is not None:
+            self.answered = self._start["status"] == 200
         self._filling = None
         if self._outgoing is not None:
             exchange = self._outgoing.exchange
@@ -538,6 +546,8 @@ class Silence(_InPlace, Client):
             self.scope.closed = True
         else:
             self.scope.hand_up()
+        self._origin, self.context = self._asgi, NOWHERE
+        self._reading = self._held = self._start = self._address = None
 
     def _land(self, fate: Fate) -> None:
         """Let those who wait go on, without this response."""
@@ -548,3 +558,7 @@ class Silence(_InPlace, Client):
 
 async def done() -> None:
     """Nothing is left to do."""
+
+
+async def send_to_nobody(message: Message) -> None:
+    """Send what comes when all is over."""

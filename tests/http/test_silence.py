@@ -3,8 +3,9 @@
 import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import Any
+from weakref import ref
 
 import anyio
 import pytest
@@ -920,3 +921,78 @@ async def test_no_request_leaves_a_cycle_behind(cache: Cache) -> None:
             assert gc.collect() < 20
         finally:
             gc.enable()
+
+
+class Connection:
+    """As a server's: idle after the response, with a timer that keeps the context in which the last of it went out."""
+
+    def __init__(self, timers: list[Context]) -> None:
+        self.timers = timers
+
+    async def receive(self) -> Any:
+        await anyio.sleep_forever()
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.timers.append(copy_context())
+
+
+@pytest.mark.parametrize("path", ["/silent/{}", "/silent/same", "/page/{}", "/page/same", "/varied/same", "/stream/{}"])
+async def test_an_idle_connection_is_not_kept_by_its_timer(cache: Cache, path: str) -> None:
+    """What a request leaves in the context leads neither to the connection nor to what was received and sent on it."""
+
+    async def silent(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("page")
+
+    async def varied(request: Request) -> PlainTextResponse:
+        add_tags("varied")
+        return PlainTextResponse("page", headers={"cache-control": "public, max-age=60", "vary": "accept"})
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"a"
+        yield b"b"
+
+    async def streamed(request: Request) -> StreamingResponse:
+        return StreamingResponse(chunks(), headers={"cache-control": "public, max-age=60"})
+
+    endpoints = {"silent": silent, "page": page(), "varied": varied, "stream": streamed}
+    routes = [Route(f"/{name}/{{n}}", endpoint) for name, endpoint in endpoints.items()]
+    app = CacheMiddleware(Starlette(routes=routes), cache=cache)
+    timers: list[Context] = []
+    for n in range(5):
+        connection = Connection(timers)
+        idle = ref(connection)
+        await app(request(path.format(n)).scope, connection.receive, connection.send)
+        del connection
+        gc.collect()
+        assert idle() is None
+        await cache.invalidate("varied")
+    assert len(timers) == 5
+
+
+@pytest.mark.parametrize("path", ["/silent/{}", "/page/{}", "/page/same", "/varied/{}", "/varied/same"])
+async def test_who_outlives_a_request_finds_that_it_is_over(cache: Cache, path: str) -> None:
+    """A task of the application that goes on receives that the client is gone, and what it sends reaches nobody."""
+    left: list[tuple[Receive, Send]] = []
+
+    async def application(scope: Any, receive: Receive, send: Send) -> None:
+        left.append((receive, send))
+        await inner(scope, receive, send)
+
+    async def varied(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("page", headers={"cache-control": "public, max-age=60", "vary": "accept"})
+
+    async def silent(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("page")
+
+    endpoints = {"silent": silent, "page": page(), "varied": varied}
+    inner = Starlette(routes=[Route(f"/{name}/{{n}}", endpoint) for name, endpoint in endpoints.items()])
+    app = CacheMiddleware(application, cache=cache)
+    for n in range(3):
+        call = await ask(app, path.format(n))
+        sent = len(call.messages)
+        receive, send = left[-1]
+        assert await receive() == {"type": "http.disconnect"}
+        with suppress(Exception):  # as a server may say
+            await send(whole(b"late"))
+        assert len(call.messages) == sent

@@ -86,12 +86,17 @@ def computation_within(scope: Scope) -> Scope | None:
     return here if here is not scope else None
 
 
+def record_key(namespace: str, base: str) -> str:
+    """The key of the first record of a URL without its query."""
+    return f"{namespace}|{KEY}|http record {shortened(base)}"
+
+
 class Address:
     """Where a request goes: what its keys are made of."""
 
     __slots__ = ("_base", "_query", "_record_key", "headers", "namespace", "own_key")
 
-    def __init__(self, asgi: AsgiScope, namespace: str, base: str | None = None) -> None:
+    def __init__(self, asgi: AsgiScope, namespace: str, base: str | None = None, record_key: str | None = None) -> None:
         self.namespace = namespace
         self.headers: list[tuple[bytes, bytes]] = asgi["headers"]
         self._query: bytes = asgi.get("query_string", b"")
@@ -101,7 +106,7 @@ class Address:
             path = url_path(asgi.get("raw_path"), asgi["path"], asgi.get("root_path", ""))
             base = url_base(asgi.get("scheme", "http"), self.host, path)
         self._base = base
-        self._record_key: str | None = None
+        self._record_key = record_key
 
     @property
     def host(self) -> bytes:
@@ -112,7 +117,7 @@ class Address:
     def record_key(self) -> str:
         """Under which the URL's first record is kept: what tells its responses apart. They carry it as a tag."""
         if self._record_key is None:
-            self._record_key = f"{self.namespace}|{KEY}|http record {shortened(self._base)}"
+            self._record_key = record_key(self.namespace, self._base)
         return self._record_key
 
     def response_key(self, dims: Dimensions) -> str:

@@ -25,6 +25,7 @@ from asynctag.http.exchange import (
     Exchange,
     Stored,
     filler_in_use,
+    record_key,
     record_of,
     scope_of_response,
 )
@@ -83,18 +84,20 @@ _V = TypeVar("_V")
 class Known:
     """A URL that was asked for, and the headers of its hits as they go out within a second.
 
-    `base` is the URL without its query, `key` that of its response where the URL is the whole of it. `dims` is what
-    was last seen to tell its responses apart, where its hits come from outside this process: they are worth a look-up
-    of their own. Such a response is held as it came, if it is not large: to decode it takes longer than to compare it.
-    `sent` are the headers of the last hit, with those that are stored, to know its response by without holding its
-    body, and the second that they are of. `held` and `sent` are replaced as wholes, for any number of threads.
+    `base` is the URL without its query, `record_key` that of its record, `key` that of its response where the URL is
+    the whole of it. `dims` is what was last seen to tell its responses apart, where its hits come from outside this
+    process: they are worth a look-up of their own. Such a response is held as it came, if it is not large: to decode it
+    takes longer than to compare it. `sent` are the headers of the last hit, with those that are stored, to know its
+    response by without holding its body, and the second that they are of. `held` and `sent` are replaced as wholes, for
+    any number of threads.
     """
 
-    __slots__ = ("base", "dims", "held", "key", "sent", "silent")
+    __slots__ = ("base", "dims", "held", "key", "record_key", "sent", "silent")
 
-    def __init__(self, base: str, key: str) -> None:
+    def __init__(self, base: str, key: str, record_key: str) -> None:
         self.base = base
         self.key = key
+        self.record_key = record_key
         self.silent = False  # nobody has wanted its responses cached, when it was asked for last: it is not looked up
         self.dims: Dimensions | None = None
         self.held: tuple[bytes, StoredResponse] | None = None
@@ -275,7 +278,8 @@ class CacheMiddleware:
                     return
             if messages is None:
                 if known is not None:
-                    facts, address = PLAIN_GET, Address(scope, self.cache.namespace, known.base)
+                    facts = PLAIN_GET
+                    address = Address(scope, self.cache.namespace, known.base, known.record_key)
                 else:
                     facts = read_request(scope["method"], scope["headers"])
                     address = Address(scope, self.cache.namespace)
@@ -362,9 +366,14 @@ class CacheMiddleware:
             return None
         if self.cache._disabled or not filler.can_add or not filler._agreed or filler.pending.names:
             return None
-        backend, address = filler.backend, Address(scope, self.cache.namespace, known.base)
-        stamp = backend.newest()
-        reading = Reading(stamp, backend.peek(address.record_key()))
+        backend, address = filler.backend, Address(scope, self.cache.namespace, known.base, known.record_key)
+        stamp, record = backend.newest(), backend.peek(known.record_key)
+        if record is None and backend.why_absent(known.record_key) is NOT_THERE:
+            # Only another path of the same number is wanted.
+            silence = Silence(self, filler, scope, receive, send, self._nothing_read(backend))
+            silence.stand_at(address)
+            return silence
+        reading = Reading(stamp, record)
         dims = record_of(reading)
         if dims is None or not dims.plain:
             return None
@@ -489,15 +498,21 @@ class CacheMiddleware:
         )
 
     def _know(self, url: _Url) -> Known | None:
-        """Remember a URL, unless it is long: clients make them up."""
+        """Take a URL for known, and remember it if there is something stored of it. Not a long one: clients make them
+        up."""
         scheme, host, raw, path, root, query = url
         if raw is None or len(host) + len(raw) + len(path) + len(root) + len(query) > MAX_LENGTH_KNOWN:
             return None
-        if len(self._known) >= MAX_KNOWN:
-            self._known.clear()
         base = url_base(scheme, host, url_path(raw, path, root))
-        known = Known(base, f"{self.cache.namespace}|{KEY}|http {variant_key(base, query, (), PLAIN)}")
-        self._known[url] = known
+        namespace = self.cache.namespace
+        key = f"{namespace}|{KEY}|http {variant_key(base, query, (), PLAIN)}"
+        known = Known(base, key, record_key(namespace, base))
+        backend = self.cache._filling().backend
+        # Of what other processes store, that is not told at once.
+        if not backend.in_process or any(backend.why_absent(one) is not NOT_THERE for one in (key, known.record_key)):
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            self._known[url] = known
         return known
 
     def _hit(self, facts: RequestFacts, address: Address, *, looked: bool) -> tuple[Message, Message] | None:

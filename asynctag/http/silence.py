@@ -281,9 +281,15 @@ class Silence(_InPlace, Client):
             self._outgoing = Outgoing(exchange, self._filling_now().send)
         return self._outgoing.exchange
 
+    def stand_at(self, address: Address) -> None:
+        """What `address` was made of is where this request goes."""
+        address.headers = self._origin["headers"]
+        self._address = address
+
     def bring(self, address: Address, miss: Miss, flight: Flight) -> None:
         """Others wait for the response to this request, which `miss` tells is not there."""
-        self._address, self._miss, self._flight = address, miss, flight
+        self.stand_at(address)
+        self._miss, self._flight = miss, flight
         flight.scope = self.scope
         self.scope.flights = (flight,)
 

@@ -16,6 +16,7 @@ from starlette.routing import Router
 
 from asynctag import Cache, add_tags, no_store
 from asynctag.http import CacheMiddleware, cache_response
+from asynctag.http.wanted import SLOTS, WANTED
 from asynctag.testing import FakeClock
 from tests.http.driver import Call, Route, all_blocked, ask, begin
 from tests.http.test_precedents import WARM, Counting, general_path, plainly
@@ -654,3 +655,57 @@ async def test_of_two_around_one_another_none_waits_for_the_other(kind: str, sha
         return said
 
     await both_ways(play)
+
+
+# --- a number that paths share -------------------------------------------------------------------------
+
+
+def all_wanted(app: CacheMiddleware) -> None:
+    """As after so many stored paths that each number has one."""
+    app._notice_backend()
+    assert app._wanted is not None
+    app._wanted[:] = bytes([WANTED]) * SLOTS
+
+
+@pytest.mark.anyio
+@KINDS
+async def test_a_new_path_of_a_number_that_another_has_is_stored_as_ever(kind: str) -> None:
+    """Where nothing is stored of it, the request goes without an exchange, and the URL is not held for known."""
+    shop = await Shop(kind).warm()
+    all_wanted(shop.app)
+    known = len(shop.app._known)
+    for n in range(3):
+        first = await ask(shop.app, f"/new{n}")
+        assert first.cache_status == NEW
+        assert len(shop.app._known) == known
+        again = await ask(shop.app, f"/new{n}")
+        assert again.hit
+        assert again.text == first.text
+        known = len(shop.app._known)
+    await shop.cache.invalidate("page")
+    shop.price = 2
+    for n in range(3):
+        gone = await ask(shop.app, f"/new{n}")
+        assert gone.cache_status == GONE % "tag page"
+        assert "price 2" in gone.text
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("shared", [False, True])
+async def test_a_new_path_is_stored_by_the_headers_that_came(cache: Cache, shared: bool) -> None:
+    """What stands within may change the request's headers in place: the next request comes as this one did."""
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        scope["headers"].append((b"x-language", b"added within"))
+        await PlainTextResponse("page", headers={"cache-control": "s-maxage=60", "vary": "x-language"})(
+            scope, receive, send
+        )
+
+    app = CacheMiddleware(page, cache=cache)
+    await ask(app, "/first")
+    if shared:
+        all_wanted(app)
+    first = await ask(app, "/page", headers={"x-language": "en"})
+    assert "stored" in first.cache_status
+    assert (await ask(app, "/page", headers={"x-language": "en"})).hit
+    assert not (await ask(app, "/page", headers={"x-language": "de"})).hit

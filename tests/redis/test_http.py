@@ -187,8 +187,8 @@ def _as_on_redis(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(module, "all_blocked", all_blocked, raising=False)
     begins = middleware_module.Known.__init__
 
-    def begin_hot(known: Any, base: str, key: str) -> None:
-        begins(known, base, key)
+    def begin_hot(known: Any, *keys: str) -> None:
+        begins(known, *keys)
         known.dims = PLAIN
 
     monkeypatch.setattr(middleware_module.Known, "__init__", begin_hot)

@@ -13,8 +13,8 @@ STORED = "asynctag; fwd=uri-miss; stored"
 INVALIDATED = 'asynctag; fwd=stale; stored; detail="tag products"'
 
 
-def contender(label: str, app: str, status: str = "") -> Contender:
-    return Contender(label, "asynctag", "miss", app=app, status=status)
+def contender(label: str, app: str, status: str | None = "", module: str = "miss") -> Contender:
+    return Contender(label, "asynctag", module, app=app, status=status)
 
 
 PLAIN = contender("no middleware", "plain")
@@ -32,6 +32,10 @@ KEPT = [
 ]
 #: With what the invalidation takes, a few microseconds.
 GONE = [contender(f"{one.label}, invalidated before", f"{one.app}_invalidated", INVALIDATED) for one in KEPT]
+LEAST = contender("the least that gathers tags", "least", module="least")
+LEAST_STORED = contender(
+    "the least that stores: declared public", "least_stored", "least; fwd=uri-miss; stored", module="least"
+)
 FASTAPI = contender("FastAPI, a model: no middleware", "plain_fastapi")
 ON_FASTAPI = [
     contender("FastAPI, a model: asynctag, nothing said", "fastapi_silent"),
@@ -41,6 +45,7 @@ ON_FASTAPI = [
 BASES = {
     NOT_STORED[1].label: REFUSING.label,
     KEPT[2].label: DECLARING.label,
+    LEAST_STORED.label: DECLARING.label,
     GONE[2].label: DECLARING.label,
     **{one.label: FASTAPI.label for one in (FASTAPI, *ON_FASTAPI)},
 }
@@ -48,9 +53,11 @@ CONTENDERS = [
     PLAIN,
     REFUSING,
     DECLARING,
-    Contender("no middleware: three headers of a miss", "asynctag", "miss", app="plain_with_three"),
+    contender("no middleware: three headers of a miss", "plain_with_three", None),
     contender("a pure ASGI middleware that does nothing", "no_op"),
     contender("a BaseHTTPMiddleware that does nothing", "base_http"),
+    LEAST,
+    LEAST_STORED,
     *NOT_STORED,
     *KEPT,
     FASTAPI,

@@ -25,7 +25,7 @@ from asynctag.http.variants import DIMENSIONS
 from asynctag.scope import current_scope
 from asynctag.testing import FakeClock
 from asynctag.windows import Window
-from tests.http.driver import ask, request
+from tests.http.driver import all_blocked, ask, request
 
 pytestmark = pytest.mark.anyio
 
@@ -964,6 +964,7 @@ async def test_an_idle_connection_is_not_kept_by_its_timer(cache: Cache, path: s
         idle = ref(connection)
         await app(request(path.format(n)).scope, connection.receive, connection.send)
         del connection
+        await all_blocked()  # so that a task that waited for the client's end is gone
         gc.collect()
         assert idle() is None
         await cache.invalidate("varied")

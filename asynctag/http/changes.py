@@ -5,6 +5,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 from asynctag.http.asgi import AsgiScope, Message, Send
+from asynctag.http.client import as_it_came
 from asynctag.http.exchange import Address
 from asynctag.http.rules import Headers
 from asynctag.http.surrogates import OVERFLOW, parse_groups, write_groups
@@ -31,7 +32,7 @@ class Change:
 
     def __init__(self, middleware: "CacheMiddleware", asgi: AsgiScope, send: Send) -> None:
         self._middleware = middleware
-        self._asgi = dict(asgi)  # as it came: routing writes into it
+        self._asgi = as_it_came(asgi)
         self._send = send
         self._begun = False
         self.invalidated: set[str] = set()

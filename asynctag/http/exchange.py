@@ -66,6 +66,8 @@ def scope_of_response(filler: Filler | None, cache: Cache, asgi: AsgiScope, *, r
     """The scope in which the response to a request gathers its tags. `filler`: the one that is in use."""
     # Where a cached computation calls the application, its own: mostly there is none.
     parent = live_scope() if current_scope.get() is not None else None
+    if filler is None and parent is not None:
+        filler = cache._filler  # to that its tags belong, disabled or not
     backend = filler.backend if filler is not None else None
     scope = Scope(f"the response to {asgi['method']} {asgi['path']}", backend, cache.namespace, parent, renewing)
     scope.is_response = scope.may_await = True

@@ -507,7 +507,10 @@ class CacheMiddleware:
         namespace = self.cache.namespace
         key = f"{namespace}|{KEY}|http {variant_key(base, query, (), PLAIN)}"
         known = Known(base, key, record_key(namespace, base))
-        backend = self.cache._filling().backend
+        filler = self.cache._filler
+        if filler is None or self.cache._disabled:
+            return known
+        backend = filler.backend
         # Of what other processes store, that is not told at once.
         if not backend.in_process or any(backend.why_absent(one) is not NOT_THERE for one in (key, known.record_key)):
             if len(self._known) >= MAX_KNOWN:
@@ -624,7 +627,9 @@ class CacheMiddleware:
         filler = filler_in_use(self.cache)
         scope = scope_of_response(filler, self.cache, asgi, renewing=renewing)
         started = filler.backend.clock() if filler is not None else 0.0
-        return Exchange(self, filler, asgi, as_it_came(asgi), client, facts, address, reading, scope, started)
+        origin = as_it_came(asgi)
+        address.headers = origin["headers"]  # what stands within may change the others in place
+        return Exchange(self, filler, asgi, origin, client, facts, address, reading, scope, started)
 
     def answer(
         self, response: StoredResponse, entry: Entry, facts: RequestFacts, *, stale: bool, collapsed: bool = False

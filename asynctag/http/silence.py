@@ -148,7 +148,9 @@ class Passing(_InPlace):
     def over(self) -> None:
         super().over()
         if self._outgoing is not None:
-            self._outgoing.exchange.over()
+            exchange = self._outgoing.exchange
+            exchange.over()
+            self._asgi, self._outgoing = exchange.routed, None
 
 
 def with_list(start: Message) -> Message:
@@ -538,7 +540,7 @@ class Silence(_InPlace, Client):
     def over(self) -> None:
         super().over()
         if self._start is not None:
-            self.answered = self._start["status"] == 200
+            self.answered = self._start.get("status") == 200
         self._filling = None
         if self._outgoing is not None:
             exchange = self._outgoing.exchange
@@ -567,4 +569,5 @@ async def done() -> None:
 
 
 async def send_to_nobody(message: Message) -> None:
-    """Send what comes when all is over."""
+    """Refuse what comes when all is over, as servers do."""
+    raise OSError(f"{message['type']} was sent after the application had returned: it reaches nobody")

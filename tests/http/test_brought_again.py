@@ -15,6 +15,7 @@ from starlette.routing import Route as StarletteRoute
 from starlette.routing import Router
 
 from asynctag import Cache, add_tags, no_store
+from asynctag.backends.memory import MemoryBackend
 from asynctag.http import CacheMiddleware, cache_response
 from asynctag.http.wanted import SLOTS, WANTED
 from asynctag.testing import FakeClock
@@ -709,3 +710,65 @@ async def test_a_new_path_is_stored_by_the_headers_that_came(cache: Cache, share
     assert "stored" in first.cache_status
     assert (await ask(app, "/page", headers={"x-language": "en"})).hit
     assert not (await ask(app, "/page", headers={"x-language": "de"})).hit
+
+
+@pytest.mark.anyio
+async def test_what_stands_within_may_change_the_headers_in_place(cache: Cache) -> None:
+    """Each user's page stands under the headers that the user has sent, though what is within has taken one away."""
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        user = dict(scope["headers"]).get(b"x-user", b"nobody").decode()
+        scope["headers"][:] = [pair for pair in scope["headers"] if pair[0] != b"x-user"]
+        said = {"cache-control": "s-maxage=60", "vary": "x-user"}
+        await PlainTextResponse(f"the page of {user}", headers=said)(scope, receive, send)
+
+    app = CacheMiddleware(page, cache=cache)
+    for user in ("alice", "bob"):
+        assert (await ask(app, "/page", headers={"x-user": user})).text == f"the page of {user}"
+    assert (await ask(app, "/page")).text == "the page of nobody"
+    for user in ("alice", "bob"):
+        again = await ask(app, "/page", headers={"x-user": user})
+        assert again.hit
+        assert again.text == f"the page of {user}"
+
+
+@pytest.mark.anyio
+async def test_a_renewal_stands_under_the_headers_of_its_request(clock: FakeClock) -> None:
+    cache, renewed = Cache(MemoryBackend(clock=clock)), anyio.Event()
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        user = dict(scope["headers"]).get(b"x-user", b"nobody").decode()
+        said = {"cache-control": "s-maxage=10, stale-while-revalidate=100", "vary": "x-user"}
+        if clock() > begun:
+            scope["headers"][:] = [pair for pair in scope["headers"] if pair[0] != b"x-user"]
+        await PlainTextResponse(f"the page of {user}", headers=said)(scope, receive, send)
+        if clock() > begun:
+            renewed.set()
+
+    begun = clock()
+    app = CacheMiddleware(page, cache=cache)
+    async with cache:
+        await ask(app, "/page", headers={"x-user": "alice"})
+        clock.advance(20)
+        assert (await ask(app, "/page", headers={"x-user": "alice"})).text == "the page of alice"
+        with anyio.fail_after(10):
+            await renewed.wait()
+        await all_blocked()
+        assert (await ask(app, "/page")).text == "the page of nobody"
+
+
+@pytest.mark.anyio
+async def test_an_unsafe_request_changes_the_url_that_it_was_sent_to(cache: Cache) -> None:
+    """Though what stands within has changed its headers in place."""
+    price = 1
+
+    async def page(scope: Any, receive: Any, send: Any) -> None:
+        scope["headers"][:] = [pair for pair in scope["headers"] if pair[0] != b"host"]
+        await PlainTextResponse(f"price {price}", headers={"cache-control": "s-maxage=60"})(scope, receive, send)
+
+    app = CacheMiddleware(page, cache=cache)
+    assert (await ask(app, "/page")).text == "price 1"
+    assert (await ask(app, "/page")).hit
+    price = 2
+    await ask(app, "/page", method="POST")
+    assert (await ask(app, "/page")).text == "price 2"

@@ -937,7 +937,9 @@ class Connection:
             self.timers.append(copy_context())
 
 
-@pytest.mark.parametrize("path", ["/silent/{}", "/silent/same", "/page/{}", "/page/same", "/varied/same", "/stream/{}"])
+@pytest.mark.parametrize(
+    "path", ["/silent/{}", "/silent/same", "/page/{}", "/page/same", "/varied/same", "/stream/{}", "/turns/same"]
+)
 async def test_an_idle_connection_is_not_kept_by_its_timer(cache: Cache, path: str) -> None:
     """What a request leaves in the context leads neither to the connection nor to what was received and sent on it."""
 
@@ -955,7 +957,11 @@ async def test_an_idle_connection_is_not_kept_by_its_timer(cache: Cache, path: s
     async def streamed(request: Request) -> StreamingResponse:
         return StreamingResponse(chunks(), headers={"cache-control": "public, max-age=60"})
 
-    endpoints = {"silent": silent, "page": page(), "varied": varied, "stream": streamed}
+    async def turns(request: Request) -> PlainTextResponse:
+        """What nobody wants cached at first, and then somebody does."""
+        return PlainTextResponse("page", headers={"cache-control": "public, max-age=60"} if timers else {})
+
+    endpoints = {"silent": silent, "page": page(), "varied": varied, "stream": streamed, "turns": turns}
     routes = [Route(f"/{name}/{{n}}", endpoint) for name, endpoint in endpoints.items()]
     app = CacheMiddleware(Starlette(routes=routes), cache=cache)
     timers: list[Context] = []
@@ -971,9 +977,10 @@ async def test_an_idle_connection_is_not_kept_by_its_timer(cache: Cache, path: s
     assert len(timers) == 5
 
 
-@pytest.mark.parametrize("path", ["/silent/{}", "/page/{}", "/page/same", "/varied/{}", "/varied/same"])
+@pytest.mark.parametrize("path", ["/silent/{}", "/page/{}", "/page/same", "/varied/{}"])
 async def test_who_outlives_a_request_finds_that_it_is_over(cache: Cache, path: str) -> None:
-    """A task of the application that goes on receives that the client is gone, and what it sends reaches nobody."""
+    """A task of the application that goes on receives that the client is gone, and sending fails, as it does where a
+    server refuses it: one that would send for ever ends."""
     left: list[tuple[Receive, Send]] = []
 
     async def application(scope: Any, receive: Receive, send: Send) -> None:
@@ -994,6 +1001,57 @@ async def test_who_outlives_a_request_finds_that_it_is_over(cache: Cache, path: 
         sent = len(call.messages)
         receive, send = left[-1]
         assert await receive() == {"type": "http.disconnect"}
-        with suppress(Exception):  # as a server may say
+        with pytest.raises(OSError, match="after the application had returned"):
             await send(whole(b"late"))
         assert len(call.messages) == sent
+
+
+async def test_a_start_without_a_status_leaves_nothing_behind(cache: Cache) -> None:
+    """A server may refuse it or not: the request is over as any other, and what was gathered counts."""
+
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
+        add_tags("page")
+        await send({"type": "http.response.start", "headers": []})
+
+    cached = CacheMiddleware(app, cache=cache)
+    runs: list[str] = []
+
+    @cache.cached(ttl=60, name="around")
+    async def around() -> int:
+        runs.append("run")
+        await request("/page").run(cached)
+        return len(runs)
+
+    assert await around() == 1
+    await cache.invalidate("page")
+    assert await around() == 2
+    assert current_scope.get() is None
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+async def test_a_disabled_cache_makes_no_backend_for_a_request(guarded: bool) -> None:
+    """It may be bound to one afterwards, and asks for one where it has to."""
+    cache = Cache(require_backend=guarded)
+    app = CacheMiddleware(Starlette(routes=[Route("/page", page())]), cache=cache)
+    with cache.disabled():
+        for _ in range(2):
+            assert (await ask(app, "/page")).text == "page"
+    cache.bind(MemoryBackend())
+    assert "stored" in (await ask(app, "/page")).cache_status
+
+
+async def test_a_page_within_a_disabled_cache_of_another_backend_is_not_stored(cache: Cache) -> None:
+    """The invalidations of the one within would not reach the one around."""
+    inner = Cache(MemoryBackend())
+    price = 1
+
+    async def app(scope: Any, receive: Receive, send: Send) -> None:
+        add_tags("price")
+        await PlainTextResponse(f"price {price}", headers={"cache-control": "s-maxage=60"})(scope, receive, send)
+
+    around = CacheMiddleware(CacheMiddleware(app, cache=inner), cache=cache)
+    with inner.disabled():
+        assert (await ask(around, "/page")).text == "price 1"
+        price = 2
+        await inner.invalidate("price")
+        assert (await ask(around, "/page")).text == "price 2"

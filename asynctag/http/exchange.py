@@ -100,7 +100,8 @@ class Address:
 
     def __init__(self, asgi: AsgiScope, namespace: str, base: str | None = None, record_key: str | None = None) -> None:
         self.namespace = namespace
-        self.headers: list[tuple[bytes, bytes]] = asgi["headers"]
+        #: As they came: what stands within may change the others in place.
+        self.headers: list[tuple[bytes, bytes]] = [*asgi["headers"]]
         self._query: bytes = asgi.get("query_string", b"")
         #: Whose the response is, where a function says it.
         self.own_key = ""

@@ -369,20 +369,18 @@ class CacheMiddleware:
         backend, address = filler.backend, Address(scope, self.cache.namespace, known.base, known.record_key)
         stamp, record = backend.newest(), backend.peek(known.record_key)
         if record is None and backend.why_absent(known.record_key) is NOT_THERE:
-            # Only another path of the same number is wanted.
-            silence = Silence(self, filler, scope, receive, send, self._nothing_read(backend))
-            silence.stand_at(address)
-            return silence
+            # Another path has its number, or what was stored was evicted.
+            return Silence(self, filler, scope, receive, send, self._nothing_read(backend), address=address)
         reading = Reading(stamp, record)
         dims = record_of(reading)
         if dims is None or not dims.plain:
             return None
-        silence = Silence(self, filler, scope, receive, send, reading)
+        silence = Silence(self, filler, scope, receive, send, reading, address=address)
         if dims.public:  # else what there is, is served at the endpoint
             led = lead_at_once(filler, known.key)
             if led is None:
                 return None
-            silence.bring(address, *led)
+            silence.bring(*led)
         return silence
 
     async def _pass(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
@@ -627,9 +625,7 @@ class CacheMiddleware:
         filler = filler_in_use(self.cache)
         scope = scope_of_response(filler, self.cache, asgi, renewing=renewing)
         started = filler.backend.clock() if filler is not None else 0.0
-        origin = as_it_came(asgi)
-        address.headers = origin["headers"]  # what stands within may change the others in place
-        return Exchange(self, filler, asgi, origin, client, facts, address, reading, scope, started)
+        return Exchange(self, filler, asgi, as_it_came(asgi), client, facts, address, reading, scope, started)
 
     def answer(
         self, response: StoredResponse, entry: Entry, facts: RequestFacts, *, stale: bool, collapsed: bool = False

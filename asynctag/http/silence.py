@@ -95,6 +95,11 @@ class _InPlace:
         # A server's timer for an idle connection may hold the context in which the response went out, and this with it
         # (uvicorn's does). What hangs on it is there for as long, and work for the garbage collector.
         self._send, self._receive = send_to_nobody, receive_from_nobody
+        if self._outgoing is not None:
+            exchange = self._outgoing.exchange
+            exchange.over()
+            # Each would keep the other alive, and nobody can want the response cached any more.
+            self._asgi, self._outgoing = exchange.routed, None  # type: ignore[misc]  # as above
 
 
 class Passing(_InPlace):
@@ -144,13 +149,6 @@ class Passing(_InPlace):
             if may_be_stored(message["headers"], self._middleware.telling) and self.end():
                 return self.send(message)  # by the exchange
         return self._send(message)
-
-    def over(self) -> None:
-        super().over()
-        if self._outgoing is not None:
-            exchange = self._outgoing.exchange
-            exchange.over()
-            self._asgi, self._outgoing = exchange.routed, None
 
 
 def with_list(start: Message) -> Message:
@@ -215,6 +213,7 @@ class Silence(_InPlace, Client):
         send: Send,
         reading: Reading | None,
         known: "Known | None" = None,
+        address: Address | None = None,
     ) -> None:
         self._receive = receive  # as a client does, without the call
         self.context = copy_context()
@@ -230,8 +229,8 @@ class Silence(_InPlace, Client):
         #: The start of a response that has a precedent, until its body is there.
         self._held: Message | None = None
         self._start: Message | None = None  # once it is out
-        #: What the endpoint has declared, where its response stands, and the flight that brings it.
-        self._address: Address | None = None
+        self._address = address  # where its response stands, as far as it was asked for
+        #: What the endpoint has declared, and the flight that brings it.
         self._policy: Policy | None = None
         self._flight: Flight | None = None
         self._miss: Miss | None = None  # why what was stored there cannot be served, as far as it was looked for
@@ -250,6 +249,12 @@ class Silence(_InPlace, Client):
     def client(self) -> Client:
         return self
 
+    @property
+    def address(self) -> Address:
+        if self._address is None:
+            self._address = Address(self._origin, self.cache.namespace)
+        return self._address
+
     def end(self) -> "Exchange | Literal[False]":
         """Somebody wants the response cached: gives the exchange that sees to it from here on, unless all is over."""
         self.ended = True
@@ -259,9 +264,7 @@ class Silence(_InPlace, Client):
             self._known.silent = False  # from now on, for those who come while this runs
         if self._outgoing is None:
             middleware, origin = self._middleware, self._origin
-            cache = middleware.cache
             facts = read_request(origin["method"], origin["headers"])
-            address = self._address or Address(origin, cache.namespace)
             exchange = Exchange(
                 middleware,
                 self._filler,
@@ -269,7 +272,7 @@ class Silence(_InPlace, Client):
                 origin,
                 self,
                 facts,
-                address,
+                self.address,
                 self._reading,
                 self.scope,
                 self._started,
@@ -283,14 +286,8 @@ class Silence(_InPlace, Client):
             self._outgoing = Outgoing(exchange, self._filling_now().send)
         return self._outgoing.exchange
 
-    def stand_at(self, address: Address) -> None:
-        """What `address` was made of is where this request goes."""
-        address.headers = self._origin["headers"]
-        self._address = address
-
-    def bring(self, address: Address, miss: Miss, flight: Flight) -> None:
+    def bring(self, miss: Miss, flight: Flight) -> None:
         """Others wait for the response to this request, which `miss` tells is not there."""
-        self.stand_at(address)
         self._miss, self._flight = miss, flight
         flight.scope = self.scope
         self.scope.flights = (flight,)
@@ -314,20 +311,19 @@ class Silence(_InPlace, Client):
         if plain is None:
             return False
         if self._flight is None:
-            address = self._address or Address(self._origin, self.cache.namespace)
-            key = address.response_key(PLAIN)
+            key = self.address.response_key(PLAIN)
             entry = self.cache._peek(key)
             if entry is not None:
-                return self._hit(entry, address, plain)
+                return self._hit(entry, plain)
             led = lead_at_once(filler, key)
             if led is None:
                 return False
-            self.bring(address, *led)
+            self.bring(*led)
         self._policy = plain
         self.scope.may_await = False
         return True
 
-    def _hit(self, entry: Entry, address: Address, policy: Policy) -> Literal[False] | Reply:
+    def _hit(self, entry: Entry, policy: Policy) -> Literal[False] | Reply:
         """The messages of a hit, as `Exchange.hit` gives them. False where windows are to be filled.
 
         What the application sends from here on goes out as it is.
@@ -335,7 +331,7 @@ class Silence(_InPlace, Client):
         response = load(entry, RESPONSES)
         if response is MISSING or response.windows is not None:
             return False
-        self._address, self._policy, self._replying = address, policy, True
+        self._policy, self._replying = policy, True
         self.scope.may_await = False
         return self._middleware.answer(response, entry, PLAIN_GET, stale=False)
 
@@ -494,7 +490,7 @@ class Silence(_InPlace, Client):
             precedent.must_revalidate,
             precedent.adds_cache_control,
         )
-        address = self._address or Address(origin, cache.namespace)
+        address = self.address
         record_key, key = address.record_key(), address.response_key(PLAIN)
         tags = in_order({key, record_key, *implicit, *scope.tags})
         entries = [Entry(key, response, None, RESPONSES, precedent.size + size, tags, stamp, *times)]
@@ -541,13 +537,6 @@ class Silence(_InPlace, Client):
         super().over()
         if self._start is not None:
             self.answered = self._start.get("status") == 200
-        self._filling = None
-        if self._outgoing is not None:
-            exchange = self._outgoing.exchange
-            exchange.over()
-            # Each would keep the other alive, and nobody can want the response cached any more.
-            self._asgi, self._outgoing, self._reading = exchange.routed, None, None
-            return
         if self._flight is not None:
             self._land(Fate.CANCELLED)
         if self.scope.parent is None:
@@ -555,7 +544,7 @@ class Silence(_InPlace, Client):
         else:
             self.scope.hand_up()
         self._origin, self.context = self._asgi, NOWHERE
-        self._reading = self._held = self._start = self._address = None
+        self._reading = self._held = self._start = self._address = self._filling = None
 
     def _land(self, fate: Fate) -> None:
         """Let those who wait go on, without this response."""

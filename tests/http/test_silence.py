@@ -885,19 +885,26 @@ async def test_a_backend_that_overrides_how_it_writes_is_asked_to_write(clock: F
     assert len(stored) == 8
 
 
+async def silent(request: Request) -> PlainTextResponse:
+    return PlainTextResponse("page")
+
+
+async def varied(request: Request) -> PlainTextResponse:
+    add_tags("varied")
+    return PlainTextResponse("page", headers={"cache-control": "public, max-age=60", "vary": "accept"})
+
+
+async def chunks() -> AsyncIterator[bytes]:
+    yield b"a"
+    yield b"b"
+
+
+async def streamed(request: Request) -> StreamingResponse:
+    return StreamingResponse(chunks(), headers={"cache-control": "public, max-age=60"})
+
+
 async def test_no_request_leaves_a_cycle_behind(cache: Cache) -> None:
     """Whatever a request makes is freed as it ends, and not by the garbage collector."""
-
-    async def silent(request: Request) -> PlainTextResponse:
-        return PlainTextResponse("page")
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield b"a"
-        yield b"b"
-
-    async def streamed(request: Request) -> StreamingResponse:
-        return StreamingResponse(chunks(), headers={"cache-control": "public, max-age=60"})
-
     routes = [Route("/silent/{n}", silent), Route("/page/{n}", page()), Route("/stream/{n}", streamed)]
     app = CacheMiddleware(Starlette(routes=routes), cache=cache)
 
@@ -943,20 +950,6 @@ class Connection:
 async def test_an_idle_connection_is_not_kept_by_its_timer(cache: Cache, path: str) -> None:
     """What a request leaves in the context leads neither to the connection nor to what was received and sent on it."""
 
-    async def silent(request: Request) -> PlainTextResponse:
-        return PlainTextResponse("page")
-
-    async def varied(request: Request) -> PlainTextResponse:
-        add_tags("varied")
-        return PlainTextResponse("page", headers={"cache-control": "public, max-age=60", "vary": "accept"})
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield b"a"
-        yield b"b"
-
-    async def streamed(request: Request) -> StreamingResponse:
-        return StreamingResponse(chunks(), headers={"cache-control": "public, max-age=60"})
-
     async def turns(request: Request) -> PlainTextResponse:
         """What nobody wants cached at first, and then somebody does."""
         return PlainTextResponse("page", headers={"cache-control": "public, max-age=60"} if timers else {})
@@ -986,12 +979,6 @@ async def test_who_outlives_a_request_finds_that_it_is_over(cache: Cache, path: 
     async def application(scope: Any, receive: Receive, send: Send) -> None:
         left.append((receive, send))
         await inner(scope, receive, send)
-
-    async def varied(request: Request) -> PlainTextResponse:
-        return PlainTextResponse("page", headers={"cache-control": "public, max-age=60", "vary": "accept"})
-
-    async def silent(request: Request) -> PlainTextResponse:
-        return PlainTextResponse("page")
 
     endpoints = {"silent": silent, "page": page(), "varied": varied}
     inner = Starlette(routes=[Route(f"/{name}/{{n}}", endpoint) for name, endpoint in endpoints.items()])
